@@ -1,0 +1,30 @@
+# Two commands do all the set-up: `make serve` and `make test`. Both work on a fresh machine with Python 3.11 or later.
+PYTHON ?= python3
+PORT ?= 8080
+BIN := .venv/bin
+
+.PHONY: help serve test check
+
+help: ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+serve: .venv/serve ## serve settings.toml (the demo, until it is edited) on http://127.0.0.1:8080; PORT= changes it
+	$(BIN)/python -m app serve --port $(PORT)
+
+test: .venv/dev ## install everything and run the tests
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+
+check: .venv/dev ## ruff (lint and format) and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/serve: requirements-serve.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; try: make PYTHON=python3.12 serve" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements-serve.txt
+	@touch $@
+
+.venv/dev: .venv/serve requirements.txt requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,126 @@
+"""Every error this project raises.
+
+    AppError
+    |- StartupError                  the server cannot start: one sentence, exit code 1
+    |  |- SettingsError              settings.toml or an APP_ variable
+    |  |- DownloadError              the file could not be had
+    |  |  `- ChecksumMismatch        it was had, but it is another file
+    |  |- CheckpointError            the file was had, but cannot be served
+    |  |  |- UnsafeCheckpoint        it names code that a file of weights has no use for
+    |  |  |- ArchitectureUnknown     no graph fits its tensors
+    |  |  `- ClassesMismatch         the class list does not fit its outputs
+    |  `- ToolMissing                a package that only this command needs
+    `- RequestError                  one request failed: a status, a code from a closed set, a sentence
+       |- BadRequest 400             `code`: empty-file, no-file, too-many-files, malformed-multipart, ...
+       |- RequestTimeout 408
+       |- PayloadTooLarge 413
+       |- UnsupportedMedia 415       `code`: unsupported-media-type, unrecognised-image, format-not-allowed
+       |- BadImage 422               `code`: image-too-large, truncated-image, corrupt-image
+       |- BadOutput 500
+       `- Unavailable 503            `code`: model-loading, overloaded; always with `retry_after`
+
+A message says what was found, what was expected, and what to do.
+"""
+
+from typing import ClassVar
+
+
+class AppError(Exception):
+    """The root: everything below is meant to be read by a person."""
+
+
+class StartupError(AppError):
+    """The server cannot start; the message is the one sentence that is logged."""
+
+
+class SettingsError(StartupError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
+
+
+class DownloadError(StartupError):
+    """The checkpoint could not be downloaded, or is no file on this machine."""
+
+
+class ChecksumMismatch(DownloadError):
+    """The file is not the one whose sha256 the settings give."""
+
+
+class CheckpointError(StartupError):
+    """The file is not a checkpoint that can be served."""
+
+
+class UnsafeCheckpoint(CheckpointError):
+    """The file names code that no file of weights has a use for; nothing of it was run."""
+
+
+class ArchitectureUnknown(CheckpointError):
+    """No shipped graph fits the names and shapes in the file."""
+
+
+class ClassesMismatch(CheckpointError):
+    """The class list has another length than the head has outputs."""
+
+
+class ToolMissing(StartupError):
+    """A command needs packages that serving does not; the message says how to install them."""
+
+
+class RequestError(AppError):
+    """One request failed. `status` is the HTTP status, `code` names the failure within a closed set."""
+
+    status: ClassVar[int] = 500
+    code: str = "internal"
+
+    def __init__(self, detail: str, code: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.code = code or self.code
+        self.retry_after = retry_after
+
+
+class BadRequest(RequestError):
+    """The request is not what an upload looks like."""
+
+    status = 400
+    code = "bad-request"
+
+
+class RequestTimeout(RequestError):
+    """The request did not arrive in time."""
+
+    status = 408
+    code = "request-timeout"
+
+
+class PayloadTooLarge(RequestError):
+    """The upload has more bytes than allowed."""
+
+    status = 413
+    code = "payload-too-large"
+
+
+class UnsupportedMedia(RequestError):
+    """The upload is no picture in an accepted format."""
+
+    status = 415
+    code = "unrecognised-image"
+
+
+class BadImage(RequestError):
+    """The upload is a picture in an accepted format, but cannot be used."""
+
+    status = 422
+    code = "corrupt-image"
+
+
+class BadOutput(RequestError):
+    """The network answered with something that is no number."""
+
+    status = 500
+    code = "bad-output"
+
+
+class Unavailable(RequestError):
+    """Not now: `retry_after` says after how many seconds to try again."""
+
+    status = 503
+    code = "overloaded"

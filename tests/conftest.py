@@ -1,0 +1,161 @@
+"""Real things for the tests: files that fastai wrote, servers in processes of their own, fastai itself."""
+
+import json
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(__file__).parent / "data"
+IMAGES = sorted((DATA / "images").iterdir())
+BEARS = ("black", "grizzly", "teddys")
+V1_CHECKPOINT = DATA / "v1" / "stage-2.pth"
+SECONDS = 20  # for whatever a test waits for: an event that does not come within it has failed
+
+
+def image_bytes(name: str) -> bytes:
+    """One of the 61 pictures, by its name."""
+    return (DATA / "images" / name).read_bytes()
+
+
+def bears_environment(**more: str) -> dict[str, str]:
+    """The environment in which the server serves the v1 bears."""
+    return {"APP_MODEL_URL": str(V1_CHECKPOINT), "APP_CLASSES": ",".join(BEARS), **more}
+
+
+@dataclass
+class ServerProcess:
+    """`python -m app serve` on a free port; `lines` is its log."""
+
+    process: "subprocess.Popen[str]"
+    lines: list[str] = field(default_factory=list)
+    url: str = ""
+    _arriving: "queue.Queue[str | None]" = field(default_factory=queue.Queue)
+
+    def read(self) -> None:
+        """Hand on the log, line by line, until the process ends."""
+        assert self.process.stderr is not None
+        with self.process.stderr as log:
+            for line in log:
+                self.lines.append(line)
+                self._arriving.put(line)
+        self._arriving.put(None)
+
+    def wait_for(self, pattern: str) -> "re.Match[str]":
+        """The first match in the lines that have not been waited for yet."""
+        while (line := self._arriving.get(timeout=SECONDS)) is not None:
+            if match := re.search(pattern, line):
+                return match
+        raise AssertionError(f"the server ended without logging {pattern!r}:\n" + "".join(self.lines))
+
+    def post(self, data: bytes, name: str = "photo.jpg") -> requests.Response:
+        """Upload a file as curl does."""
+        return requests.post(f"{self.url}/analyze", files={"file": (name, data)}, timeout=SECONDS)
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Iterator[Callable[..., ServerProcess]]:
+    """Start servers with their own environment and options; they are ended after the last test."""
+    servers: list[ServerProcess] = []
+
+    def start(*options: str, **environment: str) -> ServerProcess:
+        command = [sys.executable, "-m", "app", "serve", "--port", "0", *options]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+        )
+        server = ServerProcess(process)
+        servers.append(server)
+        threading.Thread(target=server.read, daemon=True).start()
+        server.url = server.wait_for(r"running on (http://[\d.:]+)")[1]
+        return server
+
+    yield start
+    for server in servers:
+        server.process.terminate()
+        server.process.wait(SECONDS)
+
+
+@pytest.fixture(scope="session")
+def bears(start_server: Callable[..., ServerProcess]) -> ServerProcess:
+    """A ready server of the v1 bears."""
+    server = start_server(**bears_environment())
+    server.wait_for("ready after")
+    return server
+
+
+def run_app(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """`python -m app ...` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+
+
+@pytest.fixture(scope="session")
+def vision() -> Any:
+    """`fastai.vision.all`: the oracle."""
+    from app.learner import import_fastai
+
+    return import_fastai()
+
+
+@pytest.fixture(scope="session")
+def make_learner(vision: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Make fastai v2 learners as a notebook does, untrained but for BatchNorm's statistics.
+
+    Those are taken from the pictures, so that the probabilities are spread as a trained network's are.
+    """
+    import torch
+
+    def make(architecture: str, item_transform: Any, **options: Any) -> Any:
+        vision.set_seed(7)
+        stats = options.pop("stats", vision.imagenet_stats)
+        photos = IMAGES[:24]
+        dls = vision.ImageDataLoaders.from_lists(
+            DATA,
+            photos,
+            [BEARS[i % 3] for i in range(len(photos))],
+            item_tfms=item_transform,
+            batch_tfms=[*vision.aug_transforms(), vision.Normalize.from_stats(*stats)],
+            bs=12,
+            num_workers=0,
+        )
+        # a function of torchvision where there is one, else the name of one of timm's: as fastai's users
+        # write it
+        arch = getattr(vision.models, architecture, architecture)
+        learn = vision.vision_learner(dls, arch, pretrained=False, **options)
+        learn.path = tmp_path_factory.mktemp(architecture)
+        with torch.no_grad():
+            norms = [m for m in learn.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+            for norm in norms:
+                norm.momentum = None  # the plain average over all batches
+            learn.model.train()
+            for _ in range(2):
+                for pixels, _labels in dls.train:
+                    learn.model(pixels)
+        learn.model.eval()
+        return learn
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def v1_predictions() -> dict[str, np.ndarray]:
+    """What fastai 1.0.50's own `predict` answered, by picture: (3,) probabilities."""
+    stored = json.loads((DATA / "v1" / "predictions.json").read_text())
+    return {name: np.array(row["probs"], np.float32) for name, row in stored.items()}
