@@ -1,0 +1,191 @@
+"""Pixels: against fastai, torch and Pillow; and what becomes of bytes that are no picture."""
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from app.errors import BadImage, RequestError, UnsupportedMedia
+from app.preprocess import FORMATS, Preprocess, decode, fastai1
+from tests.conftest import DATA, IMAGES, image_bytes
+
+# sizes at which a rounding or an axis decides: narrow, square, one above, one below, tiny, and a large one
+SIZES = [(224, 224), (223, 225), (449, 448), (640, 480), (1, 1), (3, 200), (1600, 120), (2500, 2500)]
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Noise: every pixel matters."""
+    pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def unnormalised(pipeline: Any, size: int = 224, method: Any = "crop") -> Preprocess:
+    return Preprocess(pipeline, size, method, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+# --- the pipelines -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [224, 160])
+@pytest.mark.parametrize("method", ["crop", "squish", "pad"])
+def test_resize_is_exactly_fastais(vision: Any, method: Any, size: int) -> None:
+    transform = vision.Resize(size, method=method)
+    for width, height in SIZES:
+        image = photo(width, height)
+        expected = (
+            np.asarray(transform(vision.PILImage(image), split_idx=1), np.float32).transpose(2, 0, 1) / 255
+        )
+        np.testing.assert_array_equal(unnormalised("resize", size, method)(image), expected)
+
+
+@pytest.mark.parametrize("size", [224, 160])
+def test_random_resized_crop_is_exactly_fastais(vision: Any, size: int) -> None:
+    transform = vision.RandomResizedCrop(size)
+    for width, height in SIZES:
+        image = photo(width, height)
+        expected = (
+            np.asarray(transform(vision.PILImage(image), split_idx=1), np.float32).transpose(2, 0, 1) / 255
+        )
+        np.testing.assert_array_equal(unnormalised("random_resized_crop", size)(image), expected)
+
+
+def torch_fastai1(image: Image.Image, size: int) -> np.ndarray:
+    """The operations of fastai 1.0.50 themselves: interpolate, grid_sample, crop."""
+    functional = torch.nn.functional
+    x = torch.tensor(np.asarray(image)).permute(2, 0, 1).float().div(255)
+    height, width = x.shape[1:]
+    ratio = min(height / size, width / size)
+    target = round(height / ratio), round(width / ratio)
+    if target != (height, width):
+        shrink = min(height / target[0], width / target[1]) / 2
+        if shrink > 1:
+            sizes = [math.floor(side * (1 / shrink)) for side in (height, width)]
+            x = functional.adaptive_avg_pool2d(x, sizes)
+        rows, columns = (torch.linspace(-1, 1, side) if side > 1 else torch.tensor([-1.0]) for side in target)
+        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=2)[None]
+        x = functional.grid_sample(x[None], grid, "bilinear", "reflection", align_corners=True)[0]
+    top, left = (int((side - size + 1) * 0.5) for side in x.shape[1:])
+    return x[:, top : top + size, left : left + size].numpy()
+
+
+@pytest.mark.parametrize("size", [224, 128])
+def test_fastai1_is_what_torch_makes_of_fastai_v1s_operations(size: int) -> None:
+    for width, height in SIZES:
+        image = photo(width, height)
+        difference = np.abs(fastai1(image, size).transpose(2, 0, 1) - torch_fastai1(image, size)).max()
+        assert difference <= 2e-4, (width, height)  # torch rounds positions to float32; this is noise
+
+
+def test_normalisation_is_fastais(vision: Any) -> None:
+    image = photo(224, 224)
+    tensor = vision.TensorImage(torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float() / 255)
+    expected = vision.Normalize.from_stats(*vision.imagenet_stats, cuda=False)(tensor)[0].numpy()
+    np.testing.assert_allclose(Preprocess("resize")(image), expected, atol=1e-6)
+
+
+def test_padding_cannot_be_made_to_fill_the_memory() -> None:
+    with pytest.raises(BadImage, match="padded to 20000 x 20000"):
+        unnormalised("resize", method="pad")(Image.new("RGB", (1, 20000)))
+
+
+# --- decoding ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_pictures_of_every_kind_decode_as_fastai_loads_them(vision: Any, path: Any) -> None:
+    np.testing.assert_array_equal(decode(path.read_bytes(), "ignore"), vision.PILImage.create(path))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_as_pillow_turns_them(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(40, 30), "JPEG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_means_nothing_turns_nothing(orientation: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(40, 30), "PNG", exif=exif)
+    assert decode(data).size == (40, 30)
+
+
+def test_damaged_exif_spoils_no_picture() -> None:
+    data = encoded(photo(40, 30), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
+    assert decode(data).size == (40, 30)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_each_accepted_format_is_decoded(kind: str) -> None:
+    assert decode(encoded(photo(40, 30), kind)).size == (40, 30)
+
+
+def test_only_the_first_frame_of_an_animation_counts() -> None:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode(data).getpixel((10, 10)) == (254, 0, 0) or decode(data).getpixel((10, 10)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "code"),
+    [
+        (b"", RequestError, "empty-file"),
+        (b"hello", UnsupportedMedia, "unrecognised-image"),
+        (b"<html>", UnsupportedMedia, "unrecognised-image"),
+        (b"%PDF-1.7 ...", UnsupportedMedia, "format-not-allowed"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", UnsupportedMedia, "format-not-allowed"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", UnsupportedMedia, "format-not-allowed"),
+        (encoded(Image.new("1", (13377, 13377)), "PNG"), BadImage, "image-too-large"),
+        (encoded(Image.new("1", (30000, 2)), "PNG"), BadImage, "image-too-large"),
+        (encoded(Image.new("1", (14000, 14000)), "PNG"), BadImage, "image-too-large"),
+        (image_bytes("a05_640x480.jpg")[:20000], BadImage, "truncated-image"),
+        (encoded(Image.new("RGB", (40, 30)), "PPM"), UnsupportedMedia, "unrecognised-image"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_code(
+    data: bytes, error: type[RequestError], code: str
+) -> None:
+    with pytest.raises(error) as caught:
+        decode(data)
+    assert caught.value.code == code
+
+
+SEEDS = [encoded(photo(24, 18), kind) for kind in FORMATS]
+
+
+@given(
+    seed=st.sampled_from(SEEDS),
+    edits=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=12),
+    cut=st.one_of(st.none(), st.integers(1, 2000)),
+)
+@settings(max_examples=600, deadline=5000)
+def test_damaged_pictures_give_a_picture_or_a_request_error(
+    seed: bytes, edits: list[tuple[int, int]], cut: int | None
+) -> None:
+    data = bytearray(seed)
+    for position, value in edits:
+        data[position % len(data)] = value
+    try:
+        assert decode(bytes(data[:cut])).mode == "RGB"
+    except RequestError as error:
+        assert error.status in (415, 422)
+
+
+def test_the_pictures_of_these_tests_are_the_61_of_their_list() -> None:
+    assert len(IMAGES) == 61
+    assert (DATA / "images" / "k03_spaces and ünïcode.jpg").exists()
