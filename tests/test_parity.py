@@ -1,0 +1,109 @@
+"""It says what the notebook said: fastai's own `predict` is the oracle, picture by picture."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.checkpoint import read_checkpoint
+from app.engine import Engine
+from app.graphs import find_graph, shipped_graphs
+from app.head import read_head
+from app.learner import LearnerEngine, rebuild
+from app.preprocess import Preprocess, decode
+from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT
+
+BAR = 1e-3  # the largest difference of any probability of any picture
+PIPELINES = {
+    "crop": ("Resize", {}, Preprocess("resize")),
+    "squish": ("Resize", {"method": "squish"}, Preprocess("resize", method="squish")),
+    "pad": ("Resize", {"method": "pad"}, Preprocess("resize", method="pad")),
+    "random_resized_crop": ("RandomResizedCrop", {}, Preprocess("random_resized_crop")),
+}
+
+
+def served(path: Path, preprocess: Preprocess) -> Callable[[Path], np.ndarray]:
+    """The way of a picture through the engine, from a file that fastai saved."""
+    arrays = read_checkpoint(path).arrays
+    graph = find_graph(arrays)
+    engine = Engine(graph, arrays, read_head(arrays, graph.channels))
+    return lambda photo: engine.run([preprocess(decode(photo.read_bytes(), "ignore"))])[0]
+
+
+def assert_agree(ours: Callable[[Path], np.ndarray], notebook: Callable[[Path], np.ndarray]) -> None:
+    """On all pictures: the same class, and every probability within the bar."""
+    rows = [(photo.name, ours(photo), notebook(photo)) for photo in IMAGES]
+    assert len(rows) == 61
+    assert [name for name, mine, theirs in rows if mine.argmax() != theirs.argmax()] == []
+    worst = max(rows, key=lambda row: float(np.abs(row[1] - row[2]).max()))
+    assert np.abs(worst[1] - worst[2]).max() <= BAR, worst
+    assert np.median([theirs.max() for _, _, theirs in rows]) < 0.99, "saturated: it would hide differences"
+
+
+def predict(learn: Any) -> Callable[[Path], np.ndarray]:
+    def ask(photo: Path) -> np.ndarray:
+        with learn.no_bar(), learn.no_logging():
+            return learn.predict(photo)[2].numpy()  # type: ignore[no-any-return]
+
+    return ask
+
+
+@pytest.mark.parametrize("architecture", [graph.architecture for graph in shipped_graphs()])
+def test_each_shipped_architecture_answers_as_fastai_v2_predicts(
+    architecture: str, make_learner: Callable[..., Any], vision: Any
+) -> None:
+    learn = make_learner(architecture, vision.Resize(224))
+    path = learn.save("stage-2", with_opt=False)
+    assert_agree(served(path, Preprocess("resize")), predict(learn))
+
+
+@pytest.mark.parametrize("pipeline", ["squish", "pad", "random_resized_crop"])
+def test_each_pipeline_answers_as_fastai_v2_predicts(
+    pipeline: str, make_learner: Callable[..., Any], vision: Any
+) -> None:
+    transform, options, preprocess = PIPELINES[pipeline]
+    learn = make_learner("squeezenet1_1", getattr(vision, transform)(224, **options))
+    path = learn.save("stage-2", with_opt=False)
+    assert_agree(served(path, preprocess), predict(learn))
+
+
+def test_v1_files_answer_as_fastai_v1_predicted(v1_predictions: dict[str, np.ndarray]) -> None:
+    ours = served(V1_CHECKPOINT, Preprocess("fastai1"))
+    for photo in IMAGES:
+        mine, theirs = ours(photo), v1_predictions[photo.name]
+        assert mine.argmax() == theirs.argmax(), photo.name
+        assert np.abs(mine - theirs).max() <= 3e-5, photo.name
+
+
+def test_the_fastai_engine_answers_as_fastai_v1_predicted(v1_predictions: dict[str, np.ndarray]) -> None:
+    model, _ = rebuild("squeezenet1_1", read_checkpoint(V1_CHECKPOINT).arrays)
+    engine = LearnerEngine(model, BEARS, Preprocess("fastai1"))
+    for photo in IMAGES:
+        (mine,) = engine.run([engine.prepare(decode(photo.read_bytes(), "ignore"))])
+        assert np.abs(mine - v1_predictions[photo.name]).max() <= 3e-5, photo.name
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_the_fastai_engine_answers_as_the_notebooks_learner(
+    pipeline: str, make_learner: Callable[..., Any], vision: Any
+) -> None:
+    transform, options, preprocess = PIPELINES[pipeline]
+    learn = make_learner("resnet18", getattr(vision, transform)(224, **options))
+    model, _ = rebuild("resnet18", read_checkpoint(learn.save("stage-2", with_opt=False)).arrays)
+    engine = LearnerEngine(model, BEARS, preprocess)
+    photos = IMAGES[::6]
+    answers = engine.run([engine.prepare(decode(photo.read_bytes(), "ignore")) for photo in photos])
+    for photo, mine in zip(photos, answers, strict=True):
+        assert np.abs(mine - predict(learn)(photo)).max() <= 1e-4, photo.name  # a batch is summed otherwise
+
+
+def test_a_batch_answers_as_its_photos_alone(make_learner: Callable[..., Any], vision: Any) -> None:
+    path = make_learner("resnet18", vision.Resize(224)).save("stage-2", with_opt=False)
+    arrays = read_checkpoint(path).arrays
+    graph = find_graph(arrays)
+    engine = Engine(graph, arrays, read_head(arrays, graph.channels))
+    pixels = [Preprocess("resize")(decode(photo.read_bytes())) for photo in IMAGES[:5]]
+    alone = np.concatenate([engine.run([one]) for one in pixels])
+    np.testing.assert_allclose(engine.run(pixels), alone, atol=1e-5)
