@@ -1,0 +1,22 @@
+"""What the server counts and times, in Prometheus' form."""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "requests", "Answers by status and code", ["status", "code"], registry=self._registry
+        )
+        self.seconds = Histogram(
+            "stage_seconds", "Time by stage of a request", ["stage"], registry=self._registry, buckets=BUCKETS
+        )
+
+    def text(self) -> bytes:
+        """All of them in the text exposition format."""
+        return generate_latest(self._registry)

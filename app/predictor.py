@@ -1,0 +1,254 @@
+"""From the settings to something that answers: `open_predictor(settings)`, then `await
+predictor.predict(bytes)`.
+
+The server and the command line await the same method. Knows nothing of HTTP.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from app.batcher import Batcher
+from app.checkpoint import Checkpoint, check_signature, read_checkpoint
+from app.download import fetch
+from app.engine import Engine
+from app.errors import BadOutput, CheckpointError, ClassesMismatch, Unavailable
+from app.graphs import find_graph
+from app.head import Head, read_head
+from app.metrics import Metrics
+from app.preprocess import Preprocess, decode
+from app.settings import Settings
+
+MODELS: Final = Path(__file__).parent / "models"
+MAX_INSIDE: Final = 64  # requests between upload and answer: more would wait longer than people do
+
+Float32 = npt.NDArray[np.float32]
+Report = Callable[[str, int | None], None]  # the phase of opening, and its percent if known
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A class and its probability."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one photo. `predictions` are all classes, the likeliest first; `result` is its label."""
+
+    result: str
+    confidence: float
+    unsure: bool
+    predictions: tuple[Score, ...]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is being served."""
+
+    architecture: str
+    classes: tuple[str, ...]
+    fastai: int
+    container: str
+    engine: str
+    pipeline: str
+    image_size: int
+    sha256: str
+    bytes: int
+    versions: dict[str, str]
+
+
+class Predictor:
+    """A model ready to answer. Made by `open_predictor`; to be closed."""
+
+    def __init__(
+        self,
+        card: ModelCard,
+        settings: Settings,
+        prepare: Callable[[Image.Image], Any],
+        run: Callable[[Sequence[Any]], Float32],
+        metrics: Metrics,
+    ) -> None:
+        self.card = card
+        self._settings = settings
+        self._prepare = prepare
+        self._batcher = Batcher(run)
+        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._metrics = metrics
+        self._inside = 0
+
+    async def predict(self, data: bytes) -> Prediction:
+        """The answer to the bytes of one photo.
+
+        Raises RequestError: BadRequest, UnsupportedMedia or BadImage for what is no usable picture,
+        Unavailable when too many photos are under way, BadOutput when the network's answer is no number."""
+        if self._inside >= MAX_INSIDE:
+            raise Unavailable(f"{MAX_INSIDE} photos are under way already; try again shortly.", retry_after=5)
+        self._inside += 1
+        try:
+            loop = asyncio.get_running_loop()
+            with self._metrics.seconds.labels("decode").time():
+                item = await loop.run_in_executor(self._decoders, self._decode, data)
+            with self._metrics.seconds.labels("engine").time():
+                probabilities = await self._batcher.submit(item)
+        finally:
+            self._inside -= 1
+        return self._prediction(probabilities)
+
+    def _decode(self, data: bytes) -> Any:
+        return self._prepare(decode(data, self._settings.exif))
+
+    def _prediction(self, probabilities: Float32) -> Prediction:
+        """(classes,) probabilities as an answer."""
+        if not np.isfinite(probabilities).all():
+            raise BadOutput("The network gave no number for this picture; another picture may do.")
+        order = np.argsort(-probabilities, kind="stable")
+        scores = tuple(Score(self.card.classes[index], float(probabilities[index])) for index in order)
+        best = scores[0]
+        return Prediction(best.label, best.score, best.score < self._settings.unsure_below, scores)
+
+    async def close(self) -> None:
+        """Finish what is under way and end the threads."""
+        await self._batcher.close()
+        self._decoders.shutdown()
+
+
+async def open_predictor(settings: Settings, report: Report, metrics: Metrics) -> Predictor:
+    """Download, read, build, warm up; `report` hears of each phase.
+
+    Raises StartupError, whose message is one sentence for the person who deploys.
+    """
+    path = await fetch(
+        settings.model_url,
+        MODELS,
+        sha256=settings.model_sha256,
+        verify=check_signature,
+        progress=lambda done, total: report("downloading", done * 100 // total if total else None),
+    )
+    report("reading", None)
+    return await asyncio.to_thread(partial(_open, path, settings, report, metrics))
+
+
+def _open(path: Path, settings: Settings, report: Report, metrics: Metrics) -> Predictor:
+    """What follows the download, read downwards: checkpoint, engine, warm-up."""
+    checkpoint = read_checkpoint(path)
+    _check_numbers(path, checkpoint)
+    report("building", None)
+    build = _build_learner if settings.engine == "fastai" else _build_engine
+    architecture, head, preprocess, prepare, run = build(checkpoint, settings)
+
+    report("warming up", None)
+    black = Image.new("RGB", (settings.image_size, settings.image_size))
+    if not np.isfinite(run([prepare(black)])).all():
+        raise CheckpointError(
+            f"{path.name} answers a black picture with what is no number: its weights are too large to "
+            "compute with. "
+            "Save a checkpoint from before the training diverged."
+        )
+    card = _card(path, checkpoint, settings, architecture, head, preprocess)
+    logger.info(
+        "serving %s (fastai v%d, %d classes); pipeline %s, %d px, mean %s, std %s",
+        *(architecture, head.generation, head.outputs, preprocess.pipeline, preprocess.size),
+        *(list(preprocess.mean), list(preprocess.std)),
+    )
+    return Predictor(card, settings, prepare, run, metrics)
+
+
+def _check_numbers(path: Path, checkpoint: Checkpoint) -> None:
+    for name, array in checkpoint.arrays.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(
+                f"{path.name} holds weights that are no numbers (NaN or infinite, in {name}): the training "
+                "diverged. Save a checkpoint from before it did."
+            )
+
+
+Built = tuple[str, Head, Preprocess, Callable[[Image.Image], Any], Callable[[Sequence[Any]], Float32]]
+
+
+def _build_engine(checkpoint: Checkpoint, settings: Settings) -> Built:
+    """The shipped graph that fits, in ONNX Runtime."""
+    graph = find_graph(checkpoint.arrays, settings.architecture)
+    head = read_head(checkpoint.arrays, graph.channels)
+    _check_classes(head, settings.classes)
+    preprocess = _preprocess(settings, head)
+    return graph.architecture, head, preprocess, preprocess, Engine(graph, checkpoint.arrays, head).run
+
+
+def _build_learner(checkpoint: Checkpoint, settings: Settings) -> Built:
+    """The real fastai learner."""
+    from app.learner import LearnerEngine, rebuild  # torch and fastai: only when asked for
+
+    architecture = settings.architecture or find_graph(checkpoint.arrays).architecture
+    model, head = rebuild(architecture, checkpoint.arrays)
+    _check_classes(head, settings.classes)
+    preprocess = _preprocess(settings, head)
+    engine = LearnerEngine(model, settings.classes, preprocess)
+    return architecture, head, preprocess, engine.prepare, engine.run
+
+
+def _check_classes(head: Head, classes: Sequence[str]) -> None:
+    if head.outputs != len(classes):
+        raise ClassesMismatch(
+            f"The checkpoint has {head.outputs} outputs, the setting classes lists {len(classes)} names "
+            f"({', '.join(classes)[:200]}). List all {head.outputs} in the order of your notebook: "
+            f"learn.dls.vocab in fastai v2, data.classes in v1."
+        )
+    if list(classes) != sorted(classes):
+        logger.warning(
+            "the class list is not in alphabetical order, but fastai sorts classes unless told otherwise: "
+            "compare it with learn.dls.vocab, or every answer may be wrong (sorted: %s)",
+            ", ".join(sorted(classes)),
+        )
+
+
+def _preprocess(settings: Settings, head: Head) -> Preprocess:
+    pipeline = settings.pipeline
+    if pipeline == "auto":
+        # a v1 learner resized in its own way; settings that only v2's Resize has say that this one did not
+        pipeline = "fastai1" if head.generation == 1 and settings.resize_method == "crop" else "resize"
+    return Preprocess(pipeline, settings.image_size, settings.resize_method, settings.mean, settings.std)
+
+
+def _card(
+    path: Path,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    architecture: str,
+    head: Head,
+    preprocess: Preprocess,
+) -> ModelCard:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    packages = (
+        ("onnxruntime", "numpy", "pillow") if settings.engine == "auto" else ("fastai", "torch", "pillow")
+    )
+    return ModelCard(
+        architecture=architecture,
+        classes=settings.classes,
+        fastai=head.generation,
+        container=checkpoint.container,
+        engine="onnxruntime" if settings.engine == "auto" else settings.engine,
+        pipeline=preprocess.pipeline,
+        image_size=preprocess.size,
+        sha256=sha256,
+        bytes=path.stat().st_size,
+        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+    )

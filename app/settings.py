@@ -1,0 +1,159 @@
+"""The settings: one frozen object, read once from settings.toml and the APP_ environment variables, and
+checked.
+"""
+
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from app.download import is_url
+from app.errors import SettingsError
+from app.preprocess import IMAGENET_MEAN, IMAGENET_STD, Exif, PipelineName, ResizeMethod
+
+SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
+DEMO: Final = Path(__file__).parent / "models" / "stage-2.pth"  # what the shipped settings.toml names
+PREFIX: Final = "APP_"
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Each field is a setting: its type, its default, and in the annotation its range and its meaning."""
+
+    model_url: Annotated[str, Meta(min_length=1, description="where the checkpoint is: https link or path")]
+    classes: Annotated[
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(min_length=2, description="class names, in the order of the notebook"),
+    ]
+    model_sha256: Annotated[
+        str, Meta(pattern="^([0-9a-f]{64})?$", description="refuse any other file than this one")
+    ] = ""
+    architecture: Annotated[str, Meta(description="recognised; needed only where two fit")] = ""
+    engine: Annotated[
+        Literal["auto", "fastai"], Meta(description='"fastai" rebuilds the real Learner, with torch')
+    ] = "auto"
+    pipeline: Annotated[
+        Literal["auto"] | PipelineName,
+        Meta(description='how pixels are made; "auto": fastai1 for a v1 checkpoint, else resize'),
+    ] = "auto"
+    image_size: Annotated[int, Meta(ge=32, le=1024, description="side of the square the network sees")] = 224
+    resize_method: Annotated[ResizeMethod, Meta(description='the method of Resize, for "resize"')] = "crop"
+    mean: Annotated[Channels, Meta(description="of Normalize, for pixels in 0..1; ImageNet's")] = (
+        IMAGENET_MEAN
+    )
+    std: Annotated[Channels, Meta(description="of Normalize; ImageNet's")] = IMAGENET_STD
+    exif: Annotated[Exif, Meta(description='"turn" photos upright, or "ignore" as fastai does')] = "turn"
+    unsure_below: Annotated[
+        float, Meta(ge=0, le=1, description="an answer with less confidence is marked unsure")
+    ] = 0.0
+    max_upload_mb: Annotated[int, Meta(ge=1, le=100, description="larger uploads are refused")] = 10
+
+
+HINTS: Final = typing.get_type_hints(Settings, include_extras=True)
+
+
+def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings: the environment before the file before the defaults.
+
+    Raises SettingsError, naming the setting, what was found, what was expected.
+    """
+    try:
+        values = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"There is no settings file {file}; copy app/settings.toml from the project."
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(
+            f"{file} cannot be read: {error}. Each line is `name = value`, texts in quotes."
+        ) from error
+    for name in values:
+        _check_known(name, f"in {file.name}", required=True)
+    _place(values, file.resolve().parent)
+
+    overrides: dict[str, Any] = {}
+    for variable, text in environment.items():
+        name = variable.removeprefix(PREFIX).lower()
+        if variable.startswith(PREFIX) and _check_known(name, f"in the variable {variable}", required=False):
+            overrides[name] = [part.strip() for part in text.split(",")] if _is_list(name) else text
+    _place(overrides, Path.cwd())
+
+    try:
+        settings = msgspec.convert(values | overrides, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(_sentence(error, values | overrides, file, overrides.keys())) from error
+    _check(settings)
+    return settings
+
+
+def _check_known(name: str, where: str, *, required: bool) -> bool:
+    """Whether it is a setting. Raises if not, where it must be one or where it looks like a misspelt one."""
+    if name in HINTS:
+        return True
+    alike = difflib.get_close_matches(name, HINTS, 1)
+    if not (required or alike):
+        return False  # APP_ENV, APP_NAME: hosts set variables of their own
+    hint = f"Did you mean '{alike[0]}'?" if alike else f"There are {', '.join(HINTS)}."
+    raise SettingsError(f"Unknown setting '{name}' {where}. {hint}")
+
+
+def _is_list(name: str) -> bool:
+    return typing.get_origin(typing.get_args(HINTS[name])[0]) is tuple
+
+
+def _place(values: dict[str, Any], folder: Path) -> None:
+    """Make a path in model_url absolute: it is meant relative to the folder of what says it."""
+    url = values.get("model_url")
+    if isinstance(url, str) and url and not is_url(url):
+        values["model_url"] = str(folder / Path(url).expanduser())
+
+
+def _sentence(
+    error: Exception, values: dict[str, Any], file: Path, overridden: typing.Collection[str]
+) -> str:
+    """msgspec's "Expected `int` >= 32 - at `$.image_size`" with the setting first, and what was found."""
+    expected, _, path = str(error).partition(" - at `$.")
+    if not path:  # a required field is missing
+        return f"{file.name}: {expected}."
+    name = path.rstrip("`").partition("[")[0]
+    source = f"The variable {PREFIX}{name.upper()}" if name in overridden else f"{name} in {file.name}"
+    return f"{source} is {values[name]!r}. {expected}."
+
+
+def _check(settings: Settings) -> None:
+    """What types cannot say."""
+    seen: set[str] = set()
+    for name in settings.classes:
+        if name in seen:
+            raise SettingsError(
+                f"The class '{name}' is listed twice; each class is listed once, in notebook order."
+            )
+        seen.add(name)
+    if min(settings.std) <= 0:
+        raise SettingsError(f"std is {list(settings.std)}; each number must be above 0.")
+    if settings.resize_method != "crop" and settings.pipeline not in ("auto", "resize"):
+        raise SettingsError(
+            f"resize_method is '{settings.resize_method}', which pipeline '{settings.pipeline}' does not "
+            "know; "
+            "only 'resize' crops, squishes or pads."
+        )
+
+
+def settings_table() -> str:
+    """The settings as a Markdown table, for the README."""
+    rows = ["| setting | default | what it is |", "|---|---|---|"]
+    for field in fields(Settings):
+        meta = next(m for m in typing.get_args(HINTS[field.name]) if isinstance(m, Meta) and m.description)
+        default = (
+            "" if "MISSING" in repr(field.default) else f"`{msgspec.json.encode(field.default).decode()}`"
+        )
+        rows.append(f"| `{field.name}` | {default} | {meta.description} |")
+    return "\n".join(rows)

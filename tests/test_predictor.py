@@ -1,0 +1,171 @@
+"""From settings to an answer, and the sentences for what cannot be served."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app import predictor as predictor_module
+from app.errors import ArchitectureUnknown, BadOutput, CheckpointError, ClassesMismatch, Unavailable
+from app.metrics import Metrics
+from app.predictor import Prediction, Predictor, open_predictor
+from app.settings import Settings
+from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT, image_bytes
+
+
+def bears_settings(**changes: Any) -> Settings:
+    return Settings(**{"model_url": str(V1_CHECKPOINT), "classes": BEARS, "exif": "ignore", **changes})
+
+
+def opened(settings: Settings, phases: list[str] | None = None) -> Predictor:
+    def report(phase: str, percent: int | None) -> None:
+        if phases is not None:
+            phases.append(phase)
+
+    return asyncio.run(open_predictor(settings, report, Metrics()))
+
+
+def ask(settings: Settings, *photos: bytes) -> list[Prediction]:
+    async def scenario() -> list[Prediction]:
+        predictor = await open_predictor(settings, lambda phase, percent: None, Metrics())
+        answers = await asyncio.gather(*(predictor.predict(photo) for photo in photos))
+        await predictor.close()
+        return answers
+
+    return asyncio.run(scenario())
+
+
+def damaged(tmp_path: Path, change: Any) -> str:
+    state = torch.load(V1_CHECKPOINT, weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "stage-2.pth")
+    return str(tmp_path / "stage-2.pth")
+
+
+def test_answers_name_every_class_the_likeliest_first(v1_predictions: dict[str, np.ndarray]) -> None:
+    photos = IMAGES[:8]
+    for photo, answer in zip(photos, ask(bears_settings(), *(p.read_bytes() for p in photos)), strict=True):
+        expected = v1_predictions[photo.name]
+        assert answer.result == BEARS[expected.argmax()] == answer.predictions[0].label
+        assert answer.confidence == answer.predictions[0].score == pytest.approx(expected.max(), abs=1e-4)
+        assert {score.label for score in answer.predictions} == set(BEARS)
+        assert [score.score for score in answer.predictions] == sorted(expected_scores(answer), reverse=True)
+
+
+def expected_scores(answer: Prediction) -> list[float]:
+    return [score.score for score in answer.predictions]
+
+
+def test_an_answer_below_the_threshold_is_unsure() -> None:
+    photo = image_bytes("a02_225x223.jpg")  # its best class has 0.43
+    assert [a.unsure for a in ask(bears_settings(unsure_below=0.5), photo)] == [True]
+    assert [a.unsure for a in ask(bears_settings(unsure_below=0.4), photo)] == [False]
+
+
+def test_a_phone_photo_is_turned_unless_fastais_answer_is_wanted() -> None:
+    photo = image_bytes("i06_exif6_stored.jpg")
+    turned, ignored = ask(bears_settings(exif="turn"), photo), ask(bears_settings(), photo)
+    assert turned != ignored
+
+
+def test_the_phases_of_opening_are_reported_in_order() -> None:
+    phases: list[str] = []
+    opened(bears_settings(), phases)
+    assert phases == ["reading", "building", "warming up"]
+
+
+@pytest.mark.parametrize("engine", ["auto", "fastai"])
+def test_the_card_says_what_is_served(engine: Any) -> None:
+    card = opened(bears_settings(engine=engine)).card
+    assert (card.architecture, card.fastai, card.container) == ("squeezenet1_1", 1, "legacy")
+    assert (card.pipeline, card.image_size, card.classes) == ("fastai1", 224, BEARS)
+    assert card.bytes == V1_CHECKPOINT.stat().st_size
+    assert ("torch" in card.versions) == (engine == "fastai")
+
+
+def test_both_engines_give_the_same_answer() -> None:
+    photo = image_bytes("a05_640x480.jpg")
+    (ours,), (theirs,) = ask(bears_settings(), photo), ask(bears_settings(engine="fastai"), photo)
+    assert ours.result == theirs.result
+    assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-4)
+
+
+def test_a_pipeline_that_is_said_is_used() -> None:
+    assert opened(bears_settings(pipeline="resize")).card.pipeline == "resize"
+    assert opened(bears_settings(resize_method="squish")).card.pipeline == "resize"
+
+
+@pytest.mark.parametrize("engine", ["auto", "fastai"])
+@pytest.mark.parametrize("classes", [("a", "b"), ("a", "b", "c", "d")])
+def test_a_class_list_of_the_wrong_length_is_refused(classes: tuple[str, ...], engine: Any) -> None:
+    message = f"has 3 outputs, the setting classes lists {len(classes)} names .*learn.dls.vocab"
+    with pytest.raises(ClassesMismatch, match=message):
+        opened(bears_settings(classes=classes, engine=engine))
+
+
+def test_a_class_list_out_of_order_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    opened(bears_settings())
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    opened(bears_settings(classes=("grizzly", "black", "teddys")))
+    assert "not in alphabetical order" in caplog.text
+
+
+def test_a_wrong_architecture_is_refused() -> None:
+    with pytest.raises(ArchitectureUnknown, match="is no resnet18"):
+        opened(bears_settings(architecture="resnet18"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_at_the_warm_up(tmp_path: Path, value: float) -> None:
+    path = damaged(tmp_path, lambda state: state["0.0.0.weight"].fill_(value))
+    with pytest.raises(CheckpointError, match=r"NaN or infinite.*before it did"):
+        opened(bears_settings(model_url=path))
+
+
+def test_weights_that_are_too_large_to_compute_with_are_refused_at_the_warm_up(tmp_path: Path) -> None:
+    path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))
+    with pytest.raises(CheckpointError, match="answers a black picture with what is no number"):
+        opened(bears_settings(model_url=path))
+
+
+def test_a_picture_whose_answer_is_no_number_fails_alone(tmp_path: Path) -> None:
+    # finite for the black picture of the warm-up, beyond float32 for a bright one
+    path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))
+    black, bright = (bytes_of(colour) for colour in ("black", "white"))
+    ask(bears_settings(model_url=path, mean=(0.0, 0.0, 0.0)), black)
+    with pytest.raises(BadOutput):
+        ask(bears_settings(model_url=path, mean=(0.0, 0.0, 0.0)), bright)
+
+
+def bytes_of(colour: str) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (224, 224), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_more_photos_than_can_be_under_way_are_refused_and_the_rest_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predictor_module, "MAX_INSIDE", 4)
+
+    async def scenario() -> list[Any]:
+        predictor = await open_predictor(bears_settings(), lambda phase, percent: None, Metrics())
+        photo = image_bytes("a00_224x224.jpg")
+        answers = await asyncio.gather(*(predictor.predict(photo) for _ in range(9)), return_exceptions=True)
+        again = await predictor.predict(photo)
+        await predictor.close()
+        return [*answers, again]
+
+    answers = asyncio.run(scenario())
+    refused = [answer for answer in answers if isinstance(answer, Unavailable)]
+    assert len(refused) == 5
+    assert all(error.code == "overloaded" and error.retry_after for error in refused)
+    assert [answer.result for answer in answers if isinstance(answer, Prediction)] == ["black"] * 5

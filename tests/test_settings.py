@@ -1,0 +1,114 @@
+"""Settings: found where they are said, and refused in one sentence where they cannot be meant."""
+
+from pathlib import Path
+
+import pytest
+
+from app.errors import SettingsError
+from app.settings import DEMO, SETTINGS_FILE, load_settings
+
+TWO_LINES = 'model_url = "https://example.org/stage-2.pth"\nclasses = ["cat", "dog"]\n'
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "settings.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_the_shipped_settings_serve_the_demo() -> None:
+    settings = load_settings(SETTINGS_FILE, {})
+    assert Path(settings.model_url) == DEMO
+    assert len(settings.classes) == 10
+
+
+def test_the_shipped_comments_are_the_settings_and_their_defaults(tmp_path: Path) -> None:
+    lines = SETTINGS_FILE.read_text().splitlines()
+    uncommented = [
+        line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in lines
+    ]
+    assert uncommented != lines
+    path = write(tmp_path, "\n".join(uncommented).replace("models/stage-2.pth", str(DEMO)))
+    assert load_settings(path, {}) == load_settings(SETTINGS_FILE, {})
+
+
+def test_two_lines_are_enough(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, TWO_LINES), {})
+    assert settings.classes == ("cat", "dog")
+    assert (settings.image_size, settings.exif, settings.pipeline) == (224, "turn", "auto")
+
+
+def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, TWO_LINES + "image_size = 128\n")
+    environment = {
+        "APP_CLASSES": "ant, bee ,wasp",
+        "APP_IMAGE_SIZE": "160",
+        "APP_MEAN": "0.5,0.5,0.5",
+        "APP_UNSURE_BELOW": "0.6",
+        "APP_EXIF": "ignore",
+    }
+    settings = load_settings(path, environment)
+    assert settings.classes == ("ant", "bee", "wasp")
+    assert settings.mean == (0.5, 0.5, 0.5)
+    assert (settings.image_size, settings.unsure_below, settings.exif) == (160, 0.6, "ignore")
+
+
+def test_a_path_is_relative_to_what_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, TWO_LINES.replace("https://example.org/stage-2.pth", "files/stage-2.pth"))
+    monkeypatch.chdir("/")
+    assert load_settings(path, {}).model_url == str(tmp_path / "files" / "stage-2.pth")
+    assert load_settings(path, {"APP_MODEL_URL": "tmp/x.pth"}).model_url == "/tmp/x.pth"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("clases = ['a', 'b']", r"Unknown setting 'clases' in settings\.toml\. Did you mean 'classes'\?"),
+        (
+            TWO_LINES + "colour = 1",
+            r"Unknown setting 'colour' in settings\.toml\. There are model_url, classes",
+        ),
+        ('classes = ["a", "b"]', "missing required field `model_url`"),
+        (TWO_LINES + 'image_size = "large"', r"image_size in settings\.toml is 'large'\. Expected `int`"),
+        (TWO_LINES + "image_size = 7", r"is 7\. Expected `int` >= 32"),
+        (TWO_LINES + "unsure_below = 1.5", r"Expected `float` <= 1\.0"),
+        (TWO_LINES + "mean = [0.5]", r"mean in settings\.toml is \[0\.5\]\. Expected `array` of length 3"),
+        (TWO_LINES + "std = [1, 0, 1]", "each number must be above 0"),
+        (TWO_LINES + 'exif = "rotate"', "Invalid enum value 'rotate'"),
+        (TWO_LINES + 'model_sha256 = "abc"', "matching regex"),
+        ('model_url = "x.pth"\nclasses = ["a", "a"]', "'a' is listed twice"),
+        ('model_url = "x.pth"\nclasses = ["a", ""]', "length >= 1"),
+        ('model_url = "x.pth"\nclasses = ["a"]', "length >= 2"),
+        ('model_url = ""\nclasses = ["a", "b"]', "length >= 1"),
+        ("model_url = “x.pth”", "cannot be read.*texts in quotes"),
+        (TWO_LINES + 'pipeline = "fastai1"\nresize_method = "pad"', "which pipeline 'fastai1' does not know"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        load_settings(write(tmp_path, text), {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_variable_is_refused_and_a_hosts_own_is_left_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, TWO_LINES)
+    with pytest.raises(SettingsError, match=r"'clases' in the variable APP_CLASES\. Did you mean 'classes'"):
+        load_settings(path, {"APP_CLASES": "a,b"})
+    assert load_settings(path, {"APP_ENV": "production", "PORT": "80"}).classes == ("cat", "dog")
+
+
+def test_a_wrong_variable_is_named_as_a_variable(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="The variable APP_IMAGE_SIZE is 'big'"):
+        load_settings(write(tmp_path, TWO_LINES), {"APP_IMAGE_SIZE": "big"})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no settings file .*nowhere\.toml"):
+        load_settings(tmp_path / "nowhere.toml", {})
+
+
+def test_a_settings_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_settings(path, {})
