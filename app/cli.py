@@ -1,0 +1,140 @@
+"""The command line: serve, predict, graph. Thin: each command says what it does and calls what does it."""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from app.errors import RequestError, StartupError
+from app.settings import DEMO, SETTINGS_FILE, load_settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, or 1 with one sentence on standard error."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    try:
+        code: int = options.run(options)
+    except StartupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m app", description="Put a fastai image classifier online."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve the page and POST /analyze")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all addresses (default: %(default)s)")
+    serve.add_argument(
+        "--port", type=int, default=os.environ.get("PORT", "8080"), help="default: $PORT or 8080"
+    )
+    serve.set_defaults(run=_serve)
+
+    predict = commands.add_parser("predict", help="say what is on photos, as the server would")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument(
+        "--json", action="store_true", help="one JSON object a line, as POST /analyze answers"
+    )
+    predict.set_defaults(run=_predict)
+
+    graph = commands.add_parser("graph", help="export the graph of an architecture (needs requirements.txt)")
+    graph.add_argument("architecture", metavar="ARCHITECTURE", help="fastai's name for it, such as resnet101")
+    graph.set_defaults(run=_graph)
+
+    for command in (serve, predict):
+        command.add_argument("--settings", type=Path, default=SETTINGS_FILE, metavar="FILE")
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    import uvicorn
+
+    from app.protocol import DeadlineProtocol
+    from app.server import create_app
+
+    settings = load_settings(options.settings)
+    if Path(settings.model_url) == DEMO:
+        logging.info("this is the demo: edit model_url and classes in %s to serve your own", options.settings)
+    failures: list[StartupError] = []
+
+    def stop(error: StartupError) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    config = uvicorn.Config(
+        create_app(settings, on_failure=stop),
+        host=options.host,
+        port=options.port,
+        http=DeadlineProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,  # the application writes one line a request itself
+        server_header=False,
+        timeout_graceful_shutdown=30,
+    )
+    server = uvicorn.Server(config)
+    # uvicorn drains on SIGTERM and then raises it once more: what was asked for is done, and that is exit
+    # code 0
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    server.run()
+    if failures:
+        raise failures[0]
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from app.metrics import Metrics
+    from app.predictor import open_predictor
+
+    logging.getLogger().setLevel(logging.WARNING)
+
+    async def run() -> int:
+        predictor = await open_predictor(load_settings(options.settings), _show_progress, Metrics())
+        failed = 0
+        for path in options.images:
+            try:
+                prediction = await predictor.predict(path.read_bytes())
+            except (RequestError, OSError) as error:
+                failed = 1
+                print(f"{path}: {error}", file=sys.stderr)
+                continue
+            if options.json:
+                print(json.dumps({"file": str(path), **dataclasses.asdict(prediction)}))
+            else:
+                print(f"{path}: {prediction.result} ({prediction.confidence:.1%})")
+        await predictor.close()
+        return failed
+
+    return asyncio.run(run())
+
+
+def _show_progress(phase: str, percent: int | None) -> None:
+    """Long work shows progress, where somebody looks at it."""
+    if sys.stderr.isatty():
+        shown = phase if percent is None else f"{phase} {percent} %"
+        print(
+            f"\r\x1b[K{shown}...",
+            end="" if phase != "warming up" else "\r\x1b[K",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _graph(options: argparse.Namespace) -> int:
+    from app.graphs import FOLDER
+    from app.learner import export_graph
+
+    path = export_graph(options.architecture, FOLDER)
+    print(f"{path} and {path.with_suffix('.json').name}: deploy both with the application")
+    return 0

@@ -1,0 +1,118 @@
+"""The one file of a multipart form, read as it streams in, in memory alone: an upload never touches the disk.
+
+Knows nothing of Starlette or of pictures. The size of the whole body is limited by who hands on the stream.
+"""
+
+from collections.abc import AsyncIterable
+from typing import TYPE_CHECKING, Final
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+
+from app.errors import BadRequest
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+MAX_PARTS: Final = 20  # browsers and curl send one
+MAX_FIELD: Final = 64 * 1024  # bytes of a text field; all are ignored
+MAX_HEADER: Final = 16 * 1024  # bytes of a line before a part: file names of 10 kB happen
+
+
+async def read_form(content_type: str, stream: AsyncIterable[bytes]) -> bytes:
+    """The bytes of the only file in a form, whatever its field is called; text fields are ignored.
+
+    Raises BadRequest: no-file, too-many-files, too-many-parts, field-too-large or malformed-multipart.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    form = _Form()
+    try:
+        parser = MultipartParser(boundary, form.callbacks(), max_header_size=MAX_HEADER)
+        async for chunk in stream:
+            parser.write(chunk)
+        parser.finalize()
+    except FormParserError as error:
+        raise _malformed(str(error)) from error
+    if not form.ended:
+        raise _malformed("its closing boundary is missing")
+    if form.file is None:
+        raise BadRequest("The form has no file; choose a photo first. In curl: -F file=@photo.jpg", "no-file")
+    return bytes(form.file)
+
+
+def _malformed(found: str) -> BadRequest:
+    return BadRequest(
+        f"The body is no multipart form ({found}); let your HTTP client build it: curl -F file=@photo.jpg",
+        "malformed-multipart",
+    )
+
+
+class _Form:
+    """What the parser has met so far: its callbacks, in the order in which they are called for each part."""
+
+    def __init__(self) -> None:
+        self.file: bytearray | None = None
+        self.ended = False
+        self._parts = 0
+        self._name = self._value = self._disposition = b""
+        self._data = bytearray()  # of the part that is being read
+        self._is_file = False
+
+    def callbacks(self) -> "MultipartCallbacks":
+        return {
+            "on_part_begin": self.on_part_begin,
+            "on_header_begin": self.on_header_begin,
+            "on_header_field": self.on_header_field,
+            "on_header_value": self.on_header_value,
+            "on_header_end": self.on_header_end,
+            "on_headers_finished": self.on_headers_finished,
+            "on_part_data": self.on_part_data,
+            "on_part_end": self.on_part_end,
+            "on_end": self.on_end,
+        }
+
+    def on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise BadRequest(f"The form has over {MAX_PARTS} parts; one file is enough.", "too-many-parts")
+        self._disposition = b""
+
+    def on_header_begin(self) -> None:
+        self._name = self._value = b""
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def on_header_end(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._disposition = self._value
+
+    def on_headers_finished(self) -> None:
+        kind, options = parse_options_header(self._disposition)
+        if kind != b"form-data":
+            raise _malformed("a part has no content-disposition")
+        self._is_file = bool(
+            options.get(b"filename")
+        )  # an empty name: the browser's way to say that none was chosen
+        if self._is_file and self.file is not None:
+            raise BadRequest("The form has several files; send one photo at a time.", "too-many-files")
+        self._data = bytearray()
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._data += data[start:end]
+        if not self._is_file and len(self._data) > MAX_FIELD:
+            raise BadRequest(
+                f"A text field of the form has over {MAX_FIELD // 1024} kB; send the photo as a file.",
+                "field-too-large",
+            )
+
+    def on_part_end(self) -> None:
+        if self._is_file:
+            self.file = self._data
+
+    def on_end(self) -> None:
+        self.ended = True

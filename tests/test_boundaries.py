@@ -1,0 +1,84 @@
+"""The house: which module may import which, and how large one may grow."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+APP = ROOT / "app"
+FLOORS = (  # lowest first
+    ("errors", "metrics"),
+    ("unpickler",),
+    ("download", "form", "preprocess", "checkpoint"),
+    ("graphs", "head"),
+    ("engine",),
+    ("learner", "batcher"),
+    ("settings",),
+    ("predictor",),
+    ("protocol", "server"),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
+KEEPERS = {  # foreign packages that only these modules may import
+    "starlette": {"server"},
+    "uvicorn": {"protocol", "cli"},
+    "pickletools": {"unpickler"},
+    "python_multipart": {"form"},
+    "torch": {"learner"},
+    "fastai": {"learner"},
+    "timm": {"learner"},
+    "onnx": {"learner"},
+    "onnxruntime": {"engine"},
+    "aiohttp": {"download"},
+    "prometheus_client": {"metrics"},
+    "msgspec": {"settings"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """The modules of app/ by name; a package counts as the module it is."""
+    files = {path.stem: path for path in APP.glob("*.py") if path.stem != "__init__"}
+    return files | {path.parent.name: path for path in APP.glob("*/__init__.py")}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module named in an import, at the top or inside a function, or given to importlib."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            yield ast.literal_eval(node.args[0])
+
+
+def test_every_module_has_a_floor() -> None:
+    assert modules().keys() == FLOOR.keys()
+
+
+@pytest.mark.parametrize("name", sorted(FLOOR))
+def test_imports_go_down_the_floors_only(name: str) -> None:
+    below = {module.removeprefix("app.") for module in imports(modules()[name]) if module.startswith("app.")}
+    assert {module for module in below if FLOOR[module.partition(".")[0]] >= FLOOR[name]} == set()
+
+
+@pytest.mark.parametrize("package", sorted(KEEPERS))
+def test_a_foreign_package_has_one_keeper(package: str) -> None:
+    users = {
+        name for name, path in modules().items() if any(m.partition(".")[0] == package for m in imports(path))
+    }
+    assert users == KEEPERS[package]
+
+
+@pytest.mark.parametrize("name", sorted(FLOOR))
+def test_a_module_fits_in_the_head(name: str) -> None:
+    assert len(modules()[name].read_text().splitlines()) <= 350
+
+
+def test_nothing_asserts_against_users() -> None:
+    for path in modules().values():
+        assert not [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]

@@ -1,0 +1,90 @@
+"""The command line: what it prints, and how it ends."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DATA, SECONDS, V1_CHECKPOINT, ServerProcess, bears_environment, run_app
+from tests.http_server import send, serving
+
+PHOTO = str(DATA / "images" / "a05_640x480.jpg")
+
+
+def test_predict_answers_as_the_server_does(bears: ServerProcess) -> None:
+    ended = run_app("predict", PHOTO, "--json", **bears_environment())
+    assert (ended.returncode, ended.stderr) == (0, "")
+    answer = json.loads(ended.stdout)
+    assert answer.pop("file") == PHOTO
+    assert answer == bears.post(Path(PHOTO).read_bytes()).json()
+
+
+def test_predict_prints_a_line_a_photo_and_names_those_it_cannot_read() -> None:
+    ended = run_app("predict", PHOTO, __file__, "nowhere.jpg", PHOTO, **bears_environment())
+    assert ended.returncode == 1
+    assert ended.stdout == f"{PHOTO}: teddys (98.4%)\n" * 2
+    assert f"{__file__}: No picture was recognised" in ended.stderr
+    assert "nowhere.jpg" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["predict", PHOTO]])
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        (
+            {"APP_CLASSES": "black,grizzly"},
+            "has 3 outputs, the setting classes lists 2 names (black, grizzly)",
+        ),
+        ({"APP_ARCHITECTURE": "resnet18"}, "The file is no resnet18"),
+        ({"APP_ARCHITECTURE": "resnet999"}, "There is no graph of 'resnet999'"),
+        ({"APP_MODEL_URL": "/nowhere/stage-2.pth"}, "The checkpoint /nowhere/stage-2.pth does not exist"),
+        ({"APP_MODEL_URL": str(DATA / "v1" / "meta.json")}, "meta.json is a JSON text"),
+        ({"APP_IMAGE_SIZE": "big"}, "The variable APP_IMAGE_SIZE is 'big'"),
+        ({"APP_CLASES": "a,b"}, "Did you mean 'classes'?"),
+    ],
+)
+def test_what_cannot_be_served_ends_with_exit_code_1_and_one_sentence(
+    command: list[str], environment: dict[str, str], sentence: str
+) -> None:
+    ended = run_app(*command, **bears_environment() | environment)
+    assert ended.returncode == 1
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert sentence in errors[0]
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_web_page_instead_of_a_checkpoint_is_named() -> None:
+    with serving(lambda handler: send(handler, b"<!DOCTYPE html><title>Sign in")) as (url, _):
+        ended = run_app("serve", "--port", "0", **bears_environment(APP_MODEL_URL=f"{url}/stage-2.pth"))
+    assert ended.returncode == 1
+    assert "is a web page, but a checkpoint" in ended.stderr
+
+
+def test_sigterm_ends_the_server_with_exit_code_0(start_server: Callable[..., ServerProcess]) -> None:
+    server = start_server(**bears_environment())
+    server.wait_for("ready after")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(SECONDS) == 0
+
+
+def test_a_port_that_is_taken_is_an_error(bears: ServerProcess) -> None:
+    ended = run_app("serve", "--port", bears.url.rpartition(":")[2], **bears_environment())
+    assert ended.returncode != 0
+    assert "address already in use" in ended.stderr
+
+
+def test_the_settings_file_can_be_another_one(tmp_path: Path) -> None:
+    file = tmp_path / "bears.toml"
+    file.write_text(f'model_url = "{V1_CHECKPOINT}"\nclasses = ["black", "grizzly", "teddys"]\n')
+    ended = run_app("predict", PHOTO, "--settings", str(file))
+    assert ended.stdout == f"{PHOTO}: teddys (98.4%)\n"
+
+
+def test_help_names_every_command() -> None:
+    ended = run_app("--help")
+    assert ended.returncode == 0
+    assert all(command in ended.stdout for command in ("serve", "predict", "graph"))
