@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from app.graphs import Graph
-from app.head import Head, softmax
+from app.head import Head, sigmoid, softmax
 
 Float32 = npt.NDArray[np.float32]
 
@@ -20,7 +20,9 @@ Float32 = npt.NDArray[np.float32]
 class Engine:
     """A network ready to compute. Not for several threads at once: it uses all cores by itself."""
 
-    def __init__(self, graph: Graph, arrays: Mapping[str, npt.NDArray[Any]], head: Head) -> None:
+    def __init__(
+        self, graph: Graph, arrays: Mapping[str, npt.NDArray[Any]], head: Head, multi_label: bool = False
+    ) -> None:
         """Bind `arrays` (by state-dict names) to the graph and make the session: one thread a core."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = os.cpu_count() or 1
@@ -28,15 +30,17 @@ class Engine:
         # Waiting threads sleep: spinning burns a shared core for a gain that is only there on an idle
         # machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Aligned float32 in the machine's order; arrays that are so already are bound without a copy.
-        weights = [np.require(arrays[name], np.float32, ["C", "ALIGNED"]) for name in graph.weights]
-        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights]
+        # The session refers to these arrays and does not own them. Aligned float32 in the machine's order;
+        # arrays that are so already are bound without a copy.
+        self._weights = [np.require(arrays[name], np.float32, ["C", "ALIGNED"]) for name in graph.weights]
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights]
         options.add_external_initializers(list(graph.weights), values)
         self._session = ort.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
         self._head = head
+        self._activation = sigmoid if multi_label else softmax
 
     def run(self, pixels: Sequence[Float32]) -> Float32:
         """N arrays (3, H, W) float32 of one size -> (N, classes) float32 probabilities."""
         (features,) = self._session.run(["features"], {"pixels": np.stack(pixels)})
         with np.errstate(all="ignore"):  # what overflows is not finite in the answer, where it is looked for
-            return softmax(self._head.logits(features))
+            return self._activation(self._head.logits(features))

@@ -88,6 +88,11 @@ def softmax(logits: Float32) -> Float32:
     return exponents / exponents.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
+def sigmoid(logits: Float32) -> Float32:
+    """(N, classes) logits -> (N, classes) probabilities, each by itself."""
+    return (1 / (1 + np.exp(-logits))).astype(np.float32)
+
+
 def read_head(arrays: Mapping[str, npt.NDArray[Any]], channels: int) -> Head:
     """The head in the entries `1.<index>.<name>` of a fastai state dict, for a body of `channels` channels.
 

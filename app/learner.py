@@ -15,7 +15,7 @@ from PIL import Image
 
 from app.errors import ArchitectureUnknown, ToolMissing
 from app.graphs import COUNTER
-from app.head import BatchNorm, Head, Linear, read_head, softmax
+from app.head import BatchNorm, Head, Linear, read_head, sigmoid, softmax
 from app.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -191,13 +191,23 @@ class LearnerEngine:
     `prepare` and `run` are what `Preprocess` and `Engine.run` are for the shipped graphs.
     """
 
-    def __init__(self, model: "torch.nn.Module", classes: Sequence[str], preprocess: Preprocess) -> None:
+    def __init__(
+        self,
+        model: "torch.nn.Module",
+        classes: Sequence[str],
+        preprocess: Preprocess,
+        multi_label: bool = False,
+    ) -> None:
         """Put a model from `rebuild` into a Learner."""
         vision = import_fastai()
         self._torch = importlib.import_module("torch")
         self._preprocess = preprocess
         dls = _dataloaders(vision, classes, preprocess)
-        self._learn = vision.Learner(dls, model, loss_func=vision.CrossEntropyLossFlat())
+        loss = vision.BCEWithLogitsLossFlat() if multi_label else vision.CrossEntropyLossFlat()
+        self._activation = sigmoid if multi_label else softmax
+        self._learn = vision.Learner(
+            dls, model, loss_func=loss
+        )  # get_preds takes the activation from the loss
 
     def prepare(self, image: Image.Image) -> Any:
         """A photo as `run` takes it: as it is, or as pixels where only v1 had the pipeline."""
@@ -207,7 +217,7 @@ class LearnerEngine:
         """N prepared photos -> (N, classes) float32 probabilities."""
         if self._preprocess.pipeline == "fastai1":
             with self._torch.no_grad():
-                return softmax(self._learn.model(self._torch.from_numpy(np.stack(items))).numpy())
+                return self._activation(self._learn.model(self._torch.from_numpy(np.stack(items))).numpy())
         with self._learn.no_bar(), self._learn.no_logging():
             batches = self._learn.dls.test_dl([np.asarray(image) for image in items], num_workers=0)
             return self._learn.get_preds(dl=batches)[0].numpy()  # type: ignore[no-any-return]
@@ -219,18 +229,23 @@ def _dataloaders(vision: Any, classes: Sequence[str], preprocess: Preprocess) ->
 
     Normalize is added by hand: `vision_learner(pretrained=False)` leaves it out without a word.
     """
-    size = preprocess.size
+    size, batch_transforms = preprocess.size, []
     if preprocess.pipeline == "random_resized_crop":
-        item_transform = vision.RandomResizedCrop(size)
+        item_transform = vision.RandomResizedCrop(size, val_xtra=preprocess.val_xtra)
+    elif preprocess.pipeline == "presize":
+        item_transform = vision.Resize(
+            preprocess.presize, method=preprocess.method, pad_mode=preprocess.pad_mode
+        )
+        batch_transforms = vision.aug_transforms(size=size)
     else:
-        item_transform = vision.Resize(size, method=preprocess.method)
-    black = np.zeros((size, size, 3), np.uint8)
+        item_transform = vision.Resize(size, method=preprocess.method, pad_mode=preprocess.pad_mode)
+    black = np.zeros((*size, 3), np.uint8)
     block = vision.DataBlock(
         blocks=(vision.ImageBlock, vision.CategoryBlock(vocab=list(classes), sort=False)),
         get_x=lambda _: black,
         get_y=lambda _: classes[0],
         splitter=vision.IndexSplitter([1]),
         item_tfms=item_transform,
-        batch_tfms=vision.Normalize.from_stats(preprocess.mean, preprocess.std),
+        batch_tfms=[*batch_transforms, vision.Normalize.from_stats(preprocess.mean, preprocess.std)],
     )
     return block.dataloaders([0, 1], bs=1, num_workers=0)

@@ -51,7 +51,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one photo. `predictions` are all classes, the likeliest first; `result` is its label."""
+    """The answer to one photo. `predictions` are all classes, the likeliest first; `result` is its label.
+
+    With `multi_label`, `result` is every label from the threshold on, joined by ";" as fastai prints them.
+    """
 
     result: str
     confidence: float
@@ -68,8 +71,8 @@ class ModelCard:
     fastai: int
     container: str
     engine: str
-    pipeline: str
-    image_size: int
+    preprocess: Preprocess
+    exif: str
     sha256: str
     bytes: int
     versions: dict[str, str]
@@ -121,8 +124,11 @@ class Predictor:
             raise BadOutput("The network gave no number for this picture; another picture may do.")
         order = np.argsort(-probabilities, kind="stable")
         scores = tuple(Score(self.card.classes[index], float(probabilities[index])) for index in order)
-        best = scores[0]
-        return Prediction(best.label, best.score, best.score < self._settings.unsure_below, scores)
+        confidence = scores[0].score
+        result = scores[0].label
+        if self._settings.multi_label:
+            result = ";".join(s.label for s in scores if s.score >= self._settings.threshold)
+        return Prediction(result, confidence, confidence < self._settings.unsure_below, scores)
 
     async def close(self) -> None:
         """Finish what is under way and end the threads."""
@@ -155,7 +161,7 @@ def _open(path: Path, settings: Settings, report: Report, metrics: Metrics) -> P
     architecture, head, preprocess, prepare, run = build(checkpoint, settings)
 
     report("warming up", None)
-    black = Image.new("RGB", (settings.image_size, settings.image_size))
+    black = Image.new("RGB", preprocess.size)
     if not np.isfinite(run([prepare(black)])).all():
         raise CheckpointError(
             f"{path.name} answers a black picture with what is no number: its weights are too large to "
@@ -164,8 +170,8 @@ def _open(path: Path, settings: Settings, report: Report, metrics: Metrics) -> P
         )
     card = _card(path, checkpoint, settings, architecture, head, preprocess)
     logger.info(
-        "serving %s (fastai v%d, %d classes); pipeline %s, %d px, mean %s, std %s",
-        *(architecture, head.generation, head.outputs, preprocess.pipeline, preprocess.size),
+        "serving %s (fastai v%d, %d classes); pipeline %s, %d x %d px, mean %s, std %s",
+        *(architecture, head.generation, head.outputs, preprocess.pipeline, *preprocess.size),
         *(list(preprocess.mean), list(preprocess.std)),
     )
     return Predictor(card, settings, prepare, run, metrics)
@@ -189,7 +195,8 @@ def _build_engine(checkpoint: Checkpoint, settings: Settings) -> Built:
     head = read_head(checkpoint.arrays, graph.channels)
     _check_classes(head, settings.classes)
     preprocess = _preprocess(settings, head)
-    return graph.architecture, head, preprocess, preprocess, Engine(graph, checkpoint.arrays, head).run
+    engine = Engine(graph, checkpoint.arrays, head, settings.multi_label)
+    return graph.architecture, head, preprocess, preprocess, engine.run
 
 
 def _build_learner(checkpoint: Checkpoint, settings: Settings) -> Built:
@@ -200,7 +207,7 @@ def _build_learner(checkpoint: Checkpoint, settings: Settings) -> Built:
     model, head = rebuild(architecture, checkpoint.arrays)
     _check_classes(head, settings.classes)
     preprocess = _preprocess(settings, head)
-    engine = LearnerEngine(model, settings.classes, preprocess)
+    engine = LearnerEngine(model, settings.classes, preprocess, settings.multi_label)
     return architecture, head, preprocess, engine.prepare, engine.run
 
 
@@ -220,11 +227,20 @@ def _check_classes(head: Head, classes: Sequence[str]) -> None:
 
 
 def _preprocess(settings: Settings, head: Head) -> Preprocess:
+    """The pipeline that the settings name; for "auto" what the generation of the head did by default."""
     pipeline = settings.pipeline
     if pipeline == "auto":
-        # a v1 learner resized in its own way; settings that only v2's Resize has say that this one did not
-        pipeline = "fastai1" if head.generation == 1 and settings.resize_method == "crop" else "resize"
-    return Preprocess(pipeline, settings.image_size, settings.resize_method, settings.mean, settings.std)
+        pipeline = "fastai1" if head.generation == 1 else "resize"
+    return Preprocess(
+        pipeline=pipeline,
+        size=settings.image_size,
+        method=settings.resize_method,
+        pad_mode=settings.pad_mode,
+        presize=settings.presize,
+        val_xtra=settings.val_xtra,
+        mean=settings.mean,
+        std=settings.std,
+    )
 
 
 def _card(
@@ -246,8 +262,8 @@ def _card(
         fastai=head.generation,
         container=checkpoint.container,
         engine="onnxruntime" if settings.engine == "auto" else settings.engine,
-        pipeline=preprocess.pipeline,
-        image_size=preprocess.size,
+        preprocess=preprocess,
+        exif=settings.exif,
         sha256=sha256,
         bytes=path.stat().st_size,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},

@@ -24,19 +24,30 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from app.errors import BadImage, BadRequest, UnsupportedMedia
+from app.errors import BadImage, BadRequest, SettingsError, UnsupportedMedia
 
 Float32 = npt.NDArray[np.float32]
-PipelineName = Literal["resize", "random_resized_crop", "fastai1"]
+PipelineName = Literal["resize", "random_resized_crop", "presize", "fastai1"]
 ResizeMethod = Literal["crop", "squish", "pad"]
+PadMode = Literal["reflection", "border", "zeros"]
 Exif = Literal["turn", "ignore"]
+Size = tuple[int, int]  # height, width
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB; imgproxy's default, and above any phone's usual photo
 MAX_SIDE: Final = 20_000
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
-VAL_XTRA: Final = 0.14  # RandomResizedCrop's default (2.8: 304)
+# the methods that a pipeline knows, where it does not know all; v1's "pad" fails by itself on wide pictures
+METHODS: Final[dict[str, tuple[ResizeMethod, ...]]] = {
+    "random_resized_crop": ("crop",),
+    "fastai1": ("crop", "squish"),
+}
+PAD_MODES: Final[dict[PadMode, Literal["reflect", "edge", "constant"]]] = {
+    "reflection": "reflect",
+    "border": "edge",
+    "zeros": "constant",
+}
 
 # EXIF 2.32, table 7: what turns the stored pixels upright
 TURNS: Final = {
@@ -144,24 +155,41 @@ def _orientation(image: Image.Image) -> Any:
 class Preprocess:
     """One of fastai's validation-time pipelines, from an RGB image to normalised pixels.
 
-    `size` is the side in pixels of the square that the network sees; `method` matters to "resize" alone.
+    `size` is (height, width) of what the network sees. `method` and `pad_mode` are those of `Resize`, in
+    "resize" and "presize", or v1's `resize_method`. `presize` is the size of the `Resize` that comes before
+    `aug_transforms(size=...)`; `val_xtra` is of `RandomResizedCrop`.
     """
 
     pipeline: PipelineName = "resize"
-    size: int = 224
+    size: Size = (224, 224)
     method: ResizeMethod = "crop"
+    pad_mode: PadMode = "reflection"
+    presize: Size = (460, 460)
+    val_xtra: float = 0.14
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
+    def __post_init__(self) -> None:
+        """Refuse what is not reproduced exactly. Raises SettingsError."""
+        if self.method not in METHODS.get(self.pipeline, (self.method,)):
+            raise SettingsError(
+                f"resize_method is '{self.method}', which is not reproduced for the pipeline "
+                f"'{self.pipeline}'; with "
+                f"it {' and '.join(METHODS[self.pipeline])} are."
+            )
+
     def __call__(self, image: Image.Image) -> Float32:
-        """(H, W) RGB image -> (3, size, size) float32, (x / 255 - mean) / std. Raises BadImage."""
+        """(H, W) RGB image -> (3, height, width) float32, (x / 255 - mean) / std. Raises BadImage."""
         match self.pipeline:
             case "resize":
-                pixels = _scaled(resize(image, self.size, self.method))
+                pixels = _scaled(resize(image, self.size, self.method, self.pad_mode))
             case "random_resized_crop":
-                pixels = _scaled(random_resized_crop(image, self.size))
+                pixels = _scaled(random_resized_crop(image, self.size, self.val_xtra))
+            case "presize":
+                large = resize(image, self.presize, self.method, self.pad_mode)
+                pixels = _resampled(large, self.size, self.size)
             case "fastai1":
-                pixels = fastai1(image, self.size)
+                pixels = fastai1(image, self.size, self.method)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
 
@@ -170,103 +198,90 @@ def _scaled(image: Image.Image) -> Float32:
     return np.asarray(image, np.float32) / np.float32(255)
 
 
-def resize(image: Image.Image, size: int, method: ResizeMethod) -> Image.Image:
-    """v2's `Resize(size, method)` at validation (2.8: 240-272): crop or pad to a square, or squish; then
+def resize(image: Image.Image, size: Size, method: ResizeMethod, pad_mode: PadMode) -> Image.Image:
+    """v2's `Resize(size, method)` at validation (2.8: 240-272): crop or pad to the ratio, or squish;
     bilinear.
     """
     width, height = image.size
     if method != "squish":
         longer = max if method == "pad" else min
-        side = int(longer(width / size, height / size) * size)
-        image = _centred(image, side)
-    return image.resize((size, size), Image.Resampling.BILINEAR)
+        scale = longer(width / size[1], height / size[0])
+        image = _centred(image, int(scale * size[1]), int(scale * size[0]), pad_mode)
+    return image.resize(size[::-1], Image.Resampling.BILINEAR)
 
 
-def _centred(image: Image.Image, side: int) -> Image.Image:
-    """The central square of `side` pixels, mirrored outwards where the image ends (2.8: 127-138)."""
-    width, height = image.size
-    left, top = int((width - side) * 0.5), int((height - side) * 0.5)
-    image = image.crop((max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)))
-    if image.size == (side, side):
+def _centred(image: Image.Image, width: int, height: int, pad_mode: PadMode) -> Image.Image:
+    """The centre of an image, continued as `pad_mode` says where the image ends (2.8: 127-138)."""
+    left, top = int((image.width - width) * 0.5), int((image.height - height) * 0.5)
+    right, bottom = min(left + width, image.width), min(top + height, image.height)
+    found = image.size
+    image = image.crop((max(left, 0), max(top, 0), right, bottom))
+    if image.size == (width, height):
         return image
-    if side * side > MAX_PIXELS:
-        raise _too_large(f"{width} x {height} pixels, padded to {side} x {side}")
-    rows = (max(-top, 0), side - image.height - max(-top, 0))
-    columns = (max(-left, 0), side - image.width - max(-left, 0))
-    return Image.fromarray(np.pad(np.asarray(image), (rows, columns, (0, 0)), "reflect"))
+    if width * height > MAX_PIXELS:
+        raise _too_large(f"{found[0]} x {found[1]} pixels, padded to {width} x {height}")
+    rows = (max(-top, 0), height - image.height - max(-top, 0))
+    columns = (max(-left, 0), width - image.width - max(-left, 0))
+    return Image.fromarray(np.pad(np.asarray(image), (rows, columns, (0, 0)), PAD_MODES[pad_mode]))
 
 
-def random_resized_crop(image: Image.Image, size: int) -> Image.Image:
-    """v2's `RandomResizedCrop(size)` at validation (2.8: 295-325): squish to a bit more than size, cut the
-    centre.
-    """
-    extra = math.ceil(size * VAL_XTRA / 8) * 8
+def random_resized_crop(image: Image.Image, size: Size, val_xtra: float) -> Image.Image:
+    """v2's `RandomResizedCrop(size)` at validation (2.8: 295-325): squish to more, then cut the centre."""
+    extra = math.ceil(max(size) * val_xtra / 8) * 8
     edge = extra // 2
-    squished = image.resize((size + extra, size + extra), Image.Resampling.BILINEAR)
-    return squished.crop((edge, edge, edge + size, edge + size))
+    squished = image.resize((size[1] + extra, size[0] + extra), Image.Resampling.BILINEAR)
+    return squished.crop((edge, edge, edge + size[1], edge + size[0]))
 
 
-# --- fastai v1: not Pillow but torch's grid_sample, on floats -----------------------------------------------
+# --- torch's grid_sample on floats, without torch ----------------------------------------------------------
 
 
-def fastai1(image: Image.Image, size: int) -> Float32:
-    """v1's `size=224` at validation (1.0.50: 388-409, 523-545, 593): (size, size, 3) float32 in 0..1.
+def fastai1(image: Image.Image, size: Size, method: ResizeMethod) -> Float32:
+    """v1's `size=224` at validation (1.0.50: 96-124, 388-409, 593): (height, width, 3) float32 in 0..1.
 
-    An area pre-shrink, then bilinear `grid_sample`, then a centre crop. All three are linear and separable:
-    one weight matrix for the rows and one for the columns, of the kept rows and columns alone."""
-    width, height = image.size
-    ratio = min(height / size, width / size)
-    target_height, target_width = round(height / ratio), round(width / ratio)
-    shrink = min(height / target_height, width / target_width) / 2
-    rows = _resampling(height, target_height, shrink, size)
-    columns = _resampling(width, target_width, shrink, size)
-    pixels = _weighted_sum(rows, np.asarray(image))  # (size, W, 3)
+    Resampled so that the image covers `size`, or squished to it; then a centre crop.
+    """
+    target = size
+    if method == "crop":
+        ratio = min(image.height / size[0], image.width / size[1])
+        target = round(image.height / ratio), round(image.width / ratio)
+    return _resampled(image, target, size)
+
+
+def _resampled(image: Image.Image, target: Size, kept: Size) -> Float32:
+    """An image resampled to `target` as both fastais do it on tensors, and of that the central `kept`, in
+    0..1.
+
+    An area pre-shrink, then bilinear `grid_sample` (1.0.50: 523-545; 2.8: 350-366). Both are linear and
+    separable: one weight matrix for the rows and one for the columns, of the kept rows and columns alone."""
+    source = image.height, image.width
+    shrink = min(source[0] / target[0], source[1] / target[1]) / 2
+    rows, columns = (_weights(*axis) for axis in zip(source, target, (shrink, shrink), kept, strict=True))
+    pixels = _weighted_sum(rows, np.asarray(image))  # (kept height, W, 3)
     return _weighted_sum(columns, pixels.transpose(1, 0, 2)).transpose(1, 0, 2) / np.float32(255)
 
 
-def _resampling(length: int, target: int, shrink: float, size: int) -> Float32:
-    """(size, length) weights from the `length` source pixels of an axis to the `size` central ones of
-    `target`.
+def _weights(length: int, target: int, shrink: float, kept: int) -> Float32:
+    """(kept, length) weights from the `length` source pixels of an axis to the central ones of `target`.
+
+    A row mixes two neighbours of `grid_sample` with align_corners=True; each is a mean over a window of
+    `adaptive_avg_pool2d`, which is one pixel where nothing is shrunk.
     """
-    first = int((target - size + 1) * 0.5)
-    kept = slice(first, first + size)
-    if target == length:  # one axis keeps its length: then v1 keeps both
-        return np.eye(length, dtype=np.float32)[kept]
-    # v1 says interpolate(scale_factor=1/shrink): the product decides whether 448 or, by a rounding error, 447
+    # fastai says interpolate(scale_factor=1/shrink): the product decides whether 448 or, by rounding, 447
     # remain
-    shrunk = math.floor(length * (1 / shrink))
-    windows = _area(length, shrunk) if shrink > 1 else np.eye(length, dtype=np.float32)
-    return _bilinear(len(windows), target)[kept] @ windows
-
-
-def _area(length: int, target: int) -> Float32:
-    """(target, length) weights of `adaptive_avg_pool2d`: means over windows that may overlap by a pixel."""
-    weights = np.zeros((target, length), np.float32)
-    for index in range(target):
-        start, end = index * length // target, -(-(index + 1) * length // target)
-        weights[index, start:end] = 1 / (end - start)
-    return weights
-
-
-def _bilinear(length: int, target: int) -> Float32:
-    """(target, length) weights of `grid_sample` on linspace(-1, 1) with align_corners=True, in torch's
-    float32.
-    """
-    grid = np.linspace(-1, 1, target) if target > 1 else np.array([-1.0])
-    position = np.clip((grid + 1) / 2 * (length - 1), 0, length - 1)
-    left = np.minimum(position.astype(int), max(length - 2, 0))
-    fraction = position - left
-    weights = np.zeros((target, length), np.float32)
-    everywhere = np.arange(target)
-    weights[everywhere, left] = 1 - fraction
-    weights[everywhere, np.minimum(left + 1, length - 1)] += fraction
+    shrunk = math.floor(length * (1 / shrink)) if shrink > 1 else length
+    first = int((target - kept + 1) * 0.5)
+    weights = np.zeros((kept, length), np.float32)
+    for row, position in zip(weights, np.linspace(0, shrunk - 1, target)[first : first + kept], strict=True):
+        left = min(int(position), max(shrunk - 2, 0))
+        for window, share in ((left, 1 - (position - left)), (left + 1, position - left)):
+            start, end = window * length // shrunk, -(-(window + 1) * length // shrunk)
+            row[start:end] += share / (end - start)
     return weights
 
 
 def _weighted_sum(weights: Float32, pixels: npt.NDArray[Any]) -> Float32:
-    """(n, L) weights, (L, M, 3) pixels -> (n, M, 3): a matrix product that skips the zeros of a banded
-    matrix.
-    """
+    """(n, L) weights, (L, M, 3) pixels -> (n, M, 3): a matrix product that skips the zeros of a band."""
     result = np.empty((len(weights), *pixels.shape[1:]), np.float32)
     for row, out in zip(weights, result, strict=True):
         used = np.flatnonzero(row)

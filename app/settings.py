@@ -16,12 +16,14 @@ from msgspec import Meta
 
 from app.download import is_url
 from app.errors import SettingsError
-from app.preprocess import IMAGENET_MEAN, IMAGENET_STD, Exif, PipelineName, ResizeMethod
+from app.preprocess import IMAGENET_MEAN, IMAGENET_STD, Exif, PadMode, PipelineName, ResizeMethod
 
 SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
 DEMO: Final = Path(__file__).parent / "models" / "stage-2.pth"  # what the shipped settings.toml names
 PREFIX: Final = "APP_"
 Channels = tuple[float, float, float]
+Side = Annotated[int, Meta(ge=32, le=1024)]
+Sides = tuple[Side, Side]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,19 +46,36 @@ class Settings:
         Literal["auto"] | PipelineName,
         Meta(description='how pixels are made; "auto": fastai1 for a v1 checkpoint, else resize'),
     ] = "auto"
-    image_size: Annotated[int, Meta(ge=32, le=1024, description="side of the square the network sees")] = 224
-    resize_method: Annotated[ResizeMethod, Meta(description='the method of Resize, for "resize"')] = "crop"
-    mean: Annotated[Channels, Meta(description="of Normalize, for pixels in 0..1; ImageNet's")] = (
-        IMAGENET_MEAN
+    image_size: Annotated[Sides, Meta(description="what the network sees: a side, or [height, width]")] = (
+        224,
+        224,
     )
-    std: Annotated[Channels, Meta(description="of Normalize; ImageNet's")] = IMAGENET_STD
+    resize_method: Annotated[ResizeMethod, Meta(description='the method of Resize, for "resize"')] = "crop"
+    pad_mode: Annotated[PadMode, Meta(description='the pad_mode of Resize, for "pad"')] = "reflection"
+    presize: Annotated[
+        Sides, Meta(description='the size of the Resize before aug_transforms(size=...), for "presize"')
+    ] = (460, 460)
+    val_xtra: Annotated[
+        float, Meta(ge=0, le=1, description='of RandomResizedCrop, for "random_resized_crop"')
+    ] = 0.14
+    mean: Annotated[
+        Channels, Meta(description="of Normalize, for pixels in 0..1; without Normalize [0, 0, 0]")
+    ] = IMAGENET_MEAN
+    std: Annotated[Channels, Meta(description="of Normalize; without Normalize [1, 1, 1]")] = IMAGENET_STD
     exif: Annotated[Exif, Meta(description='"turn" photos upright, or "ignore" as fastai does')] = "turn"
+    multi_label: Annotated[
+        bool, Meta(description="several classes may be right: MultiCategoryBlock, sigmoid instead of softmax")
+    ] = False
+    threshold: Annotated[
+        float, Meta(ge=0, le=1, description="with multi_label, the score from which a class is in the result")
+    ] = 0.5
     unsure_below: Annotated[
         float, Meta(ge=0, le=1, description="an answer with less confidence is marked unsure")
     ] = 0.0
     max_upload_mb: Annotated[int, Meta(ge=1, le=100, description="larger uploads are refused")] = 10
 
 
+SIDES: Final = ("image_size", "presize")
 HINTS: Final = typing.get_type_hints(Settings, include_extras=True)
 
 
@@ -80,16 +99,17 @@ def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = o
     _place(values, file.resolve().parent)
 
     overrides: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     for variable, text in environment.items():
         name = variable.removeprefix(PREFIX).lower()
         if variable.startswith(PREFIX) and _check_known(name, f"in the variable {variable}", required=False):
-            overrides[name] = [part.strip() for part in text.split(",")] if _is_list(name) else text
+            texts[name], overrides[name] = text, _split(name, text)
     _place(overrides, Path.cwd())
 
     try:
-        settings = msgspec.convert(values | overrides, Settings, strict=False)
+        settings = msgspec.convert(_square(values | overrides), Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(_sentence(error, values | overrides, file, overrides.keys())) from error
+        raise SettingsError(_sentence(error, values | texts, file, texts.keys())) from error
     _check(settings)
     return settings
 
@@ -105,8 +125,17 @@ def _check_known(name: str, where: str, *, required: bool) -> bool:
     raise SettingsError(f"Unknown setting '{name}' {where}. {hint}")
 
 
-def _is_list(name: str) -> bool:
-    return typing.get_origin(typing.get_args(HINTS[name])[0]) is tuple
+def _split(name: str, text: str) -> str | list[str]:
+    """A variable's text as the type of its setting asks: lists are separated by commas."""
+    is_list = typing.get_origin(typing.get_args(HINTS[name])[0]) is tuple
+    return [part.strip() for part in text.split(",")] if is_list else text
+
+
+def _square(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with every lone side made both sides."""
+    both = {name: [value] for name, value in values.items() if name in SIDES and not isinstance(value, list)}
+    sides = {**values, **both}
+    return sides | {name: sides[name] * 2 for name in SIDES if name in sides and len(sides[name]) == 1}
 
 
 def _place(values: dict[str, Any], folder: Path) -> None:
@@ -139,12 +168,6 @@ def _check(settings: Settings) -> None:
         seen.add(name)
     if min(settings.std) <= 0:
         raise SettingsError(f"std is {list(settings.std)}; each number must be above 0.")
-    if settings.resize_method != "crop" and settings.pipeline not in ("auto", "resize"):
-        raise SettingsError(
-            f"resize_method is '{settings.resize_method}', which pipeline '{settings.pipeline}' does not "
-            "know; "
-            "only 'resize' crops, squishes or pads."
-        )
 
 
 def settings_table() -> str:

@@ -125,13 +125,15 @@ def make_learner(vision: Any, tmp_path_factory: pytest.TempPathFactory) -> Calla
     def make(architecture: str, item_transform: Any, **options: Any) -> Any:
         vision.set_seed(7)
         stats = options.pop("stats", vision.imagenet_stats)
+        normalize = [vision.Normalize.from_stats(*stats)] if stats else []
+        augmentations = vision.aug_transforms(size=options.pop("batch_size", None))
         photos = IMAGES[:24]
         dls = vision.ImageDataLoaders.from_lists(
             DATA,
             photos,
             [BEARS[i % 3] for i in range(len(photos))],
             item_tfms=item_transform,
-            batch_tfms=[*vision.aug_transforms(), vision.Normalize.from_stats(*stats)],
+            batch_tfms=[*augmentations, *normalize],
             bs=12,
             num_workers=0,
         )

@@ -16,11 +16,23 @@ from app.preprocess import Preprocess, decode
 from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT
 
 BAR = 1e-3  # the largest difference of any probability of any picture
-PIPELINES = {
-    "crop": ("Resize", {}, Preprocess("resize")),
-    "squish": ("Resize", {"method": "squish"}, Preprocess("resize", method="squish")),
-    "pad": ("Resize", {"method": "pad"}, Preprocess("resize", method="pad")),
+HALF = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+PIPELINES: dict[str, tuple[str, dict[str, Any], Preprocess]] = {
+    "crop": ("Resize", {}, Preprocess()),
+    "squish": ("Resize", {"method": "squish"}, Preprocess(method="squish")),
+    "pad": ("Resize", {"method": "pad"}, Preprocess(method="pad")),
+    "zeros": ("Resize", {"method": "pad", "pad_mode": "zeros"}, Preprocess(method="pad", pad_mode="zeros")),
+    "oblong": ("Resize", {"size": (192, 256)}, Preprocess(size=(192, 256))),
     "random_resized_crop": ("RandomResizedCrop", {}, Preprocess("random_resized_crop")),
+    "wide margin": ("RandomResizedCrop", {"val_xtra": 0.3}, Preprocess("random_resized_crop", val_xtra=0.3)),
+    "presize": ("Resize", {"size": 460, "batch_size": 224}, Preprocess("presize")),
+    "presize squished": (
+        "Resize",
+        {"size": 320, "method": "squish", "batch_size": (192, 256)},
+        Preprocess("presize", (192, 256), "squish", presize=(320, 320)),
+    ),
+    "own statistics": ("Resize", {"stats": HALF}, Preprocess(mean=HALF[0], std=HALF[1])),
+    "not normalised": ("Resize", {"stats": None}, Preprocess(mean=(0, 0, 0), std=(1, 1, 1))),
 }
 
 
@@ -56,17 +68,24 @@ def test_each_shipped_architecture_answers_as_fastai_v2_predicts(
 ) -> None:
     learn = make_learner(architecture, vision.Resize(224))
     path = learn.save("stage-2", with_opt=False)
-    assert_agree(served(path, Preprocess("resize")), predict(learn))
+    assert_agree(served(path, Preprocess()), predict(learn))
 
 
-@pytest.mark.parametrize("pipeline", ["squish", "pad", "random_resized_crop"])
+def learner_of(pipeline: str, architecture: str, make_learner: Callable[..., Any], vision: Any) -> Any:
+    """A learner with the transforms of a pipeline, as a notebook writes them."""
+    name, options, _ = PIPELINES[pipeline]
+    own = {key: options[key] for key in ("stats", "batch_size") if key in options}
+    item = {key: value for key, value in options.items() if key not in own}
+    return make_learner(architecture, getattr(vision, name)(**{"size": 224, **item}), **own)
+
+
+@pytest.mark.parametrize("pipeline", [name for name in PIPELINES if name != "crop"])
 def test_each_pipeline_answers_as_fastai_v2_predicts(
     pipeline: str, make_learner: Callable[..., Any], vision: Any
 ) -> None:
-    transform, options, preprocess = PIPELINES[pipeline]
-    learn = make_learner("squeezenet1_1", getattr(vision, transform)(224, **options))
+    learn = learner_of(pipeline, "squeezenet1_1", make_learner, vision)
     path = learn.save("stage-2", with_opt=False)
-    assert_agree(served(path, preprocess), predict(learn))
+    assert_agree(served(path, PIPELINES[pipeline][2]), predict(learn))
 
 
 def test_v1_files_answer_as_fastai_v1_predicted(v1_predictions: dict[str, np.ndarray]) -> None:
@@ -89,9 +108,9 @@ def test_the_fastai_engine_answers_as_fastai_v1_predicted(v1_predictions: dict[s
 def test_the_fastai_engine_answers_as_the_notebooks_learner(
     pipeline: str, make_learner: Callable[..., Any], vision: Any
 ) -> None:
-    transform, options, preprocess = PIPELINES[pipeline]
-    learn = make_learner("resnet18", getattr(vision, transform)(224, **options))
-    model, _ = rebuild("resnet18", read_checkpoint(learn.save("stage-2", with_opt=False)).arrays)
+    preprocess = PIPELINES[pipeline][2]
+    learn = learner_of(pipeline, "squeezenet1_1", make_learner, vision)
+    model, _ = rebuild("squeezenet1_1", read_checkpoint(learn.save("stage-2", with_opt=False)).arrays)
     engine = LearnerEngine(model, BEARS, preprocess)
     photos = IMAGES[::6]
     answers = engine.run([engine.prepare(decode(photo.read_bytes(), "ignore")) for photo in photos])
@@ -104,6 +123,6 @@ def test_a_batch_answers_as_its_photos_alone(make_learner: Callable[..., Any], v
     arrays = read_checkpoint(path).arrays
     graph = find_graph(arrays)
     engine = Engine(graph, arrays, read_head(arrays, graph.channels))
-    pixels = [Preprocess("resize")(decode(photo.read_bytes())) for photo in IMAGES[:5]]
+    pixels = [Preprocess()(decode(photo.read_bytes())) for photo in IMAGES[:5]]
     alone = np.concatenate([engine.run([one]) for one in pixels])
     np.testing.assert_allclose(engine.run(pixels), alone, atol=1e-5)

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from app import predictor as predictor_module
-from app.errors import ArchitectureUnknown, BadOutput, CheckpointError, ClassesMismatch, Unavailable
+from app.errors import (
+    ArchitectureUnknown,
+    BadOutput,
+    CheckpointError,
+    ClassesMismatch,
+    SettingsError,
+    Unavailable,
+)
 from app.metrics import Metrics
 from app.predictor import Prediction, Predictor, open_predictor
 from app.settings import Settings
@@ -82,7 +89,7 @@ def test_the_phases_of_opening_are_reported_in_order() -> None:
 def test_the_card_says_what_is_served(engine: Any) -> None:
     card = opened(bears_settings(engine=engine)).card
     assert (card.architecture, card.fastai, card.container) == ("squeezenet1_1", 1, "legacy")
-    assert (card.pipeline, card.image_size, card.classes) == ("fastai1", 224, BEARS)
+    assert (card.preprocess.pipeline, card.preprocess.size, card.classes) == ("fastai1", (224, 224), BEARS)
     assert card.bytes == V1_CHECKPOINT.stat().st_size
     assert ("torch" in card.versions) == (engine == "fastai")
 
@@ -95,8 +102,28 @@ def test_both_engines_give_the_same_answer() -> None:
 
 
 def test_a_pipeline_that_is_said_is_used() -> None:
-    assert opened(bears_settings(pipeline="resize")).card.pipeline == "resize"
-    assert opened(bears_settings(resize_method="squish")).card.pipeline == "resize"
+    assert opened(bears_settings(pipeline="resize")).card.preprocess.pipeline == "resize"
+    assert opened(bears_settings(image_size=(192, 256))).card.preprocess.size == (192, 256)
+
+
+@pytest.mark.parametrize("pipeline", ["auto", "fastai1", "random_resized_crop"])
+def test_a_combination_that_is_not_reproduced_exactly_is_refused_by_name(pipeline: Any) -> None:
+    with pytest.raises(
+        SettingsError, match="resize_method is 'pad', which is not reproduced for the pipeline"
+    ):
+        opened(bears_settings(pipeline=pipeline, resize_method="pad"))
+
+
+@pytest.mark.parametrize("engine", ["auto", "fastai"])
+def test_with_multi_label_every_class_is_judged_by_itself(engine: Any) -> None:
+    photo = image_bytes("a01_223x225.jpg")
+    (single,) = ask(bears_settings(), photo)
+    (multi,) = ask(bears_settings(engine=engine, multi_label=True, threshold=0.5), photo)
+    scores = {row.label: row.score for row in multi.predictions}
+    odds = {label: score / (1 - score) for label, score in scores.items()}  # softmax's exponentials
+    for row in single.predictions:
+        assert odds[row.label] / sum(odds.values()) == pytest.approx(row.score, rel=1e-3)
+    assert multi.result == ";".join(row.label for row in multi.predictions if row.score >= 0.5)
 
 
 @pytest.mark.parametrize("engine", ["auto", "fastai"])

@@ -35,7 +35,7 @@ def test_the_shipped_comments_are_the_settings_and_their_defaults(tmp_path: Path
 def test_two_lines_are_enough(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path, TWO_LINES), {})
     assert settings.classes == ("cat", "dog")
-    assert (settings.image_size, settings.exif, settings.pipeline) == (224, "turn", "auto")
+    assert (settings.image_size, settings.exif, settings.pipeline) == ((224, 224), "turn", "auto")
 
 
 def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
@@ -50,7 +50,15 @@ def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
     settings = load_settings(path, environment)
     assert settings.classes == ("ant", "bee", "wasp")
     assert settings.mean == (0.5, 0.5, 0.5)
-    assert (settings.image_size, settings.unsure_below, settings.exif) == (160, 0.6, "ignore")
+    assert (settings.image_size, settings.unsure_below, settings.exif) == ((160, 160), 0.6, "ignore")
+
+
+def test_a_size_is_a_side_or_two(tmp_path: Path) -> None:
+    path = write(tmp_path, TWO_LINES + "image_size = [192, 256]\npresize = 320\n")
+    assert load_settings(path, {}).image_size == (192, 256)
+    assert load_settings(path, {}).presize == (320, 320)
+    assert load_settings(path, {"APP_IMAGE_SIZE": "128"}).image_size == (128, 128)
+    assert load_settings(path, {"APP_IMAGE_SIZE": "128, 64"}).image_size == (128, 64)
 
 
 def test_a_path_is_relative_to_what_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +79,7 @@ def test_a_path_is_relative_to_what_says_it(tmp_path: Path, monkeypatch: pytest.
         ('classes = ["a", "b"]', "missing required field `model_url`"),
         (TWO_LINES + 'image_size = "large"', r"image_size in settings\.toml is 'large'\. Expected `int`"),
         (TWO_LINES + "image_size = 7", r"is 7\. Expected `int` >= 32"),
+        (TWO_LINES + "image_size = [224, 224, 3]", r"Expected `array` of length 2, got 3"),
         (TWO_LINES + "unsure_below = 1.5", r"Expected `float` <= 1\.0"),
         (TWO_LINES + "mean = [0.5]", r"mean in settings\.toml is \[0\.5\]\. Expected `array` of length 3"),
         (TWO_LINES + "std = [1, 0, 1]", "each number must be above 0"),
@@ -81,7 +90,6 @@ def test_a_path_is_relative_to_what_says_it(tmp_path: Path, monkeypatch: pytest.
         ('model_url = "x.pth"\nclasses = ["a"]', "length >= 2"),
         ('model_url = ""\nclasses = ["a", "b"]', "length >= 1"),
         ("model_url = “x.pth”", "cannot be read.*texts in quotes"),
-        (TWO_LINES + 'pipeline = "fastai1"\nresize_method = "pad"', "which pipeline 'fastai1' does not know"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
