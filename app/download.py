@@ -32,7 +32,7 @@ def is_url(location: str) -> bool:
 
 def cache_path(url: str, folder: Path) -> Path:
     """Where the file behind a link is kept: nothing of the link becomes part of the path but its hash."""
-    return folder / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.pth"
+    return folder / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.download"
 
 
 async def fetch(
@@ -40,7 +40,7 @@ async def fetch(
     folder: Path,
     *,
     sha256: str = "",
-    verify: Callable[[Path], None],
+    verify: Callable[[Path], object],
     progress: Progress,
 ) -> Path:
     """The path of the file at `location`, a link or a path; a link is downloaded into `folder` unless it was
@@ -79,7 +79,7 @@ def _unwritable(folder: Path, error: OSError) -> DownloadError:
 
 
 async def _download(
-    url: str, path: Path, sha256: str, verify: Callable[[Path], None], progress: Progress
+    url: str, path: Path, sha256: str, verify: Callable[[Path], object], progress: Progress
 ) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:

@@ -9,6 +9,7 @@
     |  |  |- UnsafeCheckpoint        it names code that a file of weights has no use for
     |  |  |- ArchitectureUnknown     no graph fits its tensors
     |  |  `- ClassesMismatch         the class list does not fit its outputs
+    |  |- ProofError                 the answers are not the notebook's
     |  `- ToolMissing                a package that only this command needs
     `- RequestError                  one request failed: a status, a code from a closed set, a sentence
        |- BadRequest 400             `code`: empty-file, no-file, too-many-files, malformed-multipart, ...
@@ -59,6 +60,10 @@ class ArchitectureUnknown(CheckpointError):
 
 class ClassesMismatch(CheckpointError):
     """The class list has another length than the head has outputs."""
+
+
+class ProofError(StartupError):
+    """The served answers differ from those that the notebook gave for the photos of the proof."""
 
 
 class ToolMissing(StartupError):

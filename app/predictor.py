@@ -30,6 +30,7 @@ from app.graphs import find_graph
 from app.head import Head, read_head
 from app.metrics import Metrics
 from app.preprocess import Preprocess, decode
+from app.proof import Answerer, Prepare, Proof, ProofResult, Run, prove, read_proof
 from app.settings import Settings
 
 MODELS: Final = Path(__file__).parent / "models"
@@ -73,6 +74,7 @@ class ModelCard:
     engine: str
     preprocess: Preprocess
     exif: str
+    proof: ProofResult | None
     sha256: str
     bytes: int
     versions: dict[str, str]
@@ -85,8 +87,8 @@ class Predictor:
         self,
         card: ModelCard,
         settings: Settings,
-        prepare: Callable[[Image.Image], Any],
-        run: Callable[[Sequence[Any]], Float32],
+        prepare: Prepare,
+        run: Run,
         metrics: Metrics,
     ) -> None:
         self.card = card
@@ -141,39 +143,52 @@ async def open_predictor(settings: Settings, report: Report, metrics: Metrics) -
 
     Raises StartupError, whose message is one sentence for the person who deploys.
     """
+
+    def progress(done: int, total: int | None) -> None:
+        report("downloading", done * 100 // total if total else None)
+
     path = await fetch(
-        settings.model_url,
-        MODELS,
-        sha256=settings.model_sha256,
-        verify=check_signature,
-        progress=lambda done, total: report("downloading", done * 100 // total if total else None),
+        settings.model_url, MODELS, sha256=settings.model_sha256, verify=check_signature, progress=progress
     )
+    proof = None
+    if settings.proof_url:
+        file = await fetch(settings.proof_url, MODELS, verify=read_proof, progress=progress)
+        proof = read_proof(file)
     report("reading", None)
-    return await asyncio.to_thread(partial(_open, path, settings, report, metrics))
+    return await asyncio.to_thread(partial(_open, path, proof, settings, report, metrics))
 
 
-def _open(path: Path, settings: Settings, report: Report, metrics: Metrics) -> Predictor:
-    """What follows the download, read downwards: checkpoint, engine, warm-up."""
+def _open(path: Path, proof: Proof | None, settings: Settings, report: Report, metrics: Metrics) -> Predictor:
+    """What follows the download, read downwards: checkpoint, engine, warm-up, proof."""
     checkpoint = read_checkpoint(path)
     _check_numbers(path, checkpoint)
     report("building", None)
     build = _build_learner if settings.engine == "fastai" else _build_engine
-    architecture, head, preprocess, prepare, run = build(checkpoint, settings)
+    architecture, head, answerer = build(checkpoint, settings)
+    preprocess = _preprocess(settings, head)
+    prepare, run = answerer(preprocess)
 
     report("warming up", None)
     black = Image.new("RGB", preprocess.size)
     if not np.isfinite(run([prepare(black)])).all():
         raise CheckpointError(
             f"{path.name} answers a black picture with what is no number: its weights are too large to "
-            "compute with. "
-            "Save a checkpoint from before the training diverged."
+            "compute "
+            "with. Save a checkpoint from before the training diverged."
         )
-    card = _card(path, checkpoint, settings, architecture, head, preprocess)
     logger.info(
         "serving %s (fastai v%d, %d classes); pipeline %s, %d x %d px, mean %s, std %s",
         *(architecture, head.generation, head.outputs, preprocess.pipeline, *preprocess.size),
         *(list(preprocess.mean), list(preprocess.std)),
     )
+    result = None
+    if proof:
+        report("proving", None)
+        result = prove(proof, settings.classes, answerer, preprocess, settings.exif)
+        logger.info(
+            "the proof agrees: %d photos, largest difference %.5f", result.photos, result.worst_difference
+        )
+    card = _card(path, checkpoint, settings, architecture, head, preprocess, result)
     return Predictor(card, settings, prepare, run, metrics)
 
 
@@ -186,7 +201,7 @@ def _check_numbers(path: Path, checkpoint: Checkpoint) -> None:
             )
 
 
-Built = tuple[str, Head, Preprocess, Callable[[Image.Image], Any], Callable[[Sequence[Any]], Float32]]
+Built = tuple[str, Head, Answerer]
 
 
 def _build_engine(checkpoint: Checkpoint, settings: Settings) -> Built:
@@ -194,9 +209,8 @@ def _build_engine(checkpoint: Checkpoint, settings: Settings) -> Built:
     graph = find_graph(checkpoint.arrays, settings.architecture)
     head = read_head(checkpoint.arrays, graph.channels)
     _check_classes(head, settings.classes)
-    preprocess = _preprocess(settings, head)
     engine = Engine(graph, checkpoint.arrays, head, settings.multi_label)
-    return graph.architecture, head, preprocess, preprocess, engine.run
+    return graph.architecture, head, lambda preprocess: (preprocess, engine.run)
 
 
 def _build_learner(checkpoint: Checkpoint, settings: Settings) -> Built:
@@ -206,9 +220,12 @@ def _build_learner(checkpoint: Checkpoint, settings: Settings) -> Built:
     architecture = settings.architecture or find_graph(checkpoint.arrays).architecture
     model, head = rebuild(architecture, checkpoint.arrays)
     _check_classes(head, settings.classes)
-    preprocess = _preprocess(settings, head)
-    engine = LearnerEngine(model, settings.classes, preprocess, settings.multi_label)
-    return architecture, head, preprocess, engine.prepare, engine.run
+
+    def answerer(preprocess: Preprocess) -> tuple[Prepare, Run]:
+        engine = LearnerEngine(model, settings.classes, preprocess, settings.multi_label)
+        return engine.prepare, engine.run
+
+    return architecture, head, answerer
 
 
 def _check_classes(head: Head, classes: Sequence[str]) -> None:
@@ -250,6 +267,7 @@ def _card(
     architecture: str,
     head: Head,
     preprocess: Preprocess,
+    proof: ProofResult | None,
 ) -> ModelCard:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -264,6 +282,7 @@ def _card(
         engine="onnxruntime" if settings.engine == "auto" else settings.engine,
         preprocess=preprocess,
         exif=settings.exif,
+        proof=proof,
         sha256=sha256,
         bytes=path.stat().st_size,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},

@@ -35,6 +35,9 @@ class Settings:
         tuple[Annotated[str, Meta(min_length=1)], ...],
         Meta(min_length=2, description="class names, in the order of the notebook"),
     ]
+    proof_url: Annotated[
+        str, Meta(description="where proof.json is: what is served must agree with it, or nothing is served")
+    ] = ""
     model_sha256: Annotated[
         str, Meta(pattern="^([0-9a-f]{64})?$", description="refuse any other file than this one")
     ] = ""
@@ -139,10 +142,11 @@ def _square(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _place(values: dict[str, Any], folder: Path) -> None:
-    """Make a path in model_url absolute: it is meant relative to the folder of what says it."""
-    url = values.get("model_url")
-    if isinstance(url, str) and url and not is_url(url):
-        values["model_url"] = str(folder / Path(url).expanduser())
+    """Make paths absolute: they are meant relative to the folder of what says them."""
+    for name in ("model_url", "proof_url"):
+        url = values.get(name)
+        if isinstance(url, str) and url and not is_url(url):
+            values[name] = str(folder / Path(url).expanduser())
 
 
 def _sentence(

@@ -15,7 +15,7 @@ FLOORS = (  # lowest first
     ("download", "form", "preprocess", "checkpoint"),
     ("graphs", "head"),
     ("engine",),
-    ("learner", "batcher"),
+    ("learner", "batcher", "proof"),
     ("settings",),
     ("predictor",),
     ("protocol", "server"),
@@ -35,7 +35,7 @@ KEEPERS = {  # foreign packages that only these modules may import
     "onnxruntime": {"engine"},
     "aiohttp": {"download"},
     "prometheus_client": {"metrics"},
-    "msgspec": {"settings"},
+    "msgspec": {"settings", "proof"},
 }
 
 

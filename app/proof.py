@@ -1,0 +1,172 @@
+"""The proof: photos with the notebook's own probabilities for them, replayed through the served pipeline.
+
+`notebook/deploy_cell.py` writes it. Where the answers differ, the likely causes are tried one by one and the
+one that makes them agree is named. Knows nothing of settings files and requests."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+from PIL import Image
+
+from app.errors import ProofError, RequestError
+from app.preprocess import METHODS, Exif, Preprocess, decode
+
+Float32 = npt.NDArray[np.float32]
+Prepare = Callable[[Image.Image], Any]  # a decoded photo -> what the engine takes
+Run = Callable[[Sequence[Any]], Float32]  # N of these -> (N, classes) probabilities
+Answerer = Callable[[Preprocess], tuple[Prepare, Run]]  # the engine behind a pipeline
+
+TOLERANCE: Final = 0.02  # of any probability: a notebook on a GPU computes in TF32 or float16
+MAX_BYTES: Final = 50_000_000  # a dozen photos of half a megapixel have 5 MB
+OTHER_SIZES: Final = (64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 300, 320, 384, 448, 460, 512)
+NOT_NORMALISED: Final = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+HALF: Final = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+IMAGENET: Final = {"mean": Preprocess.mean, "std": Preprocess.std}
+
+
+@dataclass(frozen=True, slots=True)
+class ProofPhoto:
+    """A photo, the bytes of a picture file, and the notebook's probabilities for it, in the order of its
+    classes.
+    """
+
+    name: str
+    photo: bytes
+    probabilities: Annotated[tuple[float, ...], Meta(min_length=2)]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a notebook said: its classes in order, and some photos with its probabilities."""
+
+    classes: tuple[str, ...]
+    photos: Annotated[tuple[ProofPhoto, ...], Meta(min_length=1, max_length=1000)]
+
+
+@dataclass(frozen=True)
+class ProofResult:
+    """How far the served answers are from the notebook's: over all photos and classes."""
+
+    photos: int
+    worst_photo: str
+    worst_difference: float
+    flips: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every probability is within the tolerance and every class the same."""
+        return self.worst_difference <= TOLERANCE and not self.flips
+
+
+def read_proof(path: Path) -> Proof:
+    """Read proof.json. Raises ProofError where it is not what the notebook cell writes."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ProofError(f"{path.name} has over {MAX_BYTES:,} bytes; a dozen scaled-down photos are enough.")
+    try:
+        proof = msgspec.json.decode(path.read_bytes(), type=Proof)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProofError(f"{path.name} is no proof.json as the notebook cell writes it: {error}.") from error
+    if any(len(photo.probabilities) != len(proof.classes) for photo in proof.photos):
+        raise ProofError(
+            f"{path.name} has photos with other than {len(proof.classes)} probabilities: damaged."
+        )
+    return proof
+
+
+def prove(
+    proof: Proof, classes: Sequence[str], answerer: Answerer, preprocess: Preprocess, exif: Exif
+) -> ProofResult:
+    """Replay the proof through the pipeline that is served.
+
+    Raises ProofError unless all agree: it names the worst photo and the setting that would make them agree.
+    """
+    if tuple(classes) != proof.classes:
+        raise ProofError(
+            f"The classes in the settings are {', '.join(classes)[:300]}, but the notebook's are, in this "
+            "order: "
+            f"classes = {msgspec.json.encode(proof.classes).decode()[:1000]}"
+        )
+    answers = _answers(proof, answerer, preprocess, exif)
+    result = _compare(proof, answers)
+    if result.agrees:
+        return result
+    raise ProofError(
+        f"{_disagreement(proof, answers, result)} {_diagnosis(proof, answerer, preprocess, exif)}"
+    )
+
+
+def _answers(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif) -> Float32:
+    """(photos, classes) probabilities, by the pipeline as given."""
+    prepare, run = answerer(preprocess)
+    rows = []
+    for photo in proof.photos:
+        try:
+            rows.append(run([prepare(decode(photo.photo, exif))])[0])
+        except RequestError as error:
+            raise ProofError(f"The photo {photo.name} of the proof cannot be used: {error}") from error
+    return np.stack(rows)
+
+
+def _compare(proof: Proof, answers: Float32) -> ProofResult:
+    expected = np.array([photo.probabilities for photo in proof.photos], np.float32)
+    differences = np.abs(answers - expected).max(axis=1)
+    flips = int((answers.argmax(axis=1) != expected.argmax(axis=1)).sum())
+    worst = int(differences.argmax())
+    return ProofResult(len(proof.photos), proof.photos[worst].name, float(differences[worst]), flips)
+
+
+def _disagreement(proof: Proof, answers: Float32, result: ProofResult) -> str:
+    worst = next(i for i, photo in enumerate(proof.photos) if photo.name == result.worst_photo)
+    expected = np.array(proof.photos[worst].probabilities)
+    theirs, ours = int(expected.argmax()), int(answers[worst].argmax())
+    return (
+        f"The proof fails: {result.flips} of {result.photos} photos get another class than in the notebook. "
+        "The worst "
+        f"is {result.worst_photo}: there {proof.classes[theirs]} with {expected[theirs]:.3f}, here "
+        f"{proof.classes[ours]} with {answers[worst][ours]:.3f}."
+    )
+
+
+def _diagnosis(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif) -> str:
+    """The sentence that names the one setting whose change makes all agree, if there is one."""
+    for setting, changed, turned in _suspects(preprocess, exif):
+        if _compare(proof, _answers(proof, answerer, changed, turned)).agrees:
+            return f"With {setting} all agree: say so in the settings."
+    if order := _order(proof, _answers(proof, answerer, preprocess, exif)):
+        return f"With the classes in another order all agree, which the checkpoint then was trained with: {order}."
+    return (
+        "No single setting makes them agree (tried: exif, pipeline, resize_method, mean and std, "
+        "image_size, the order "
+        "of the classes): is this checkpoint of the same training as the proof? Run the notebook cell again."
+    )
+
+
+def _suspects(preprocess: Preprocess, exif: Exif) -> Iterator[tuple[str, Preprocess, Exif]]:
+    """The usual causes, as settings, each with the pipeline that it makes."""
+    other: Exif = "ignore" if exif == "turn" else "turn"
+    yield f'exif = "{other}"', preprocess, other
+    for pipeline in ("resize", "random_resized_crop", "presize", "fastai1"):
+        for method in METHODS.get(pipeline, ("crop", "squish", "pad")):
+            setting = f'pipeline = "{pipeline}" and resize_method = "{method}"'
+            yield setting, replace(preprocess, pipeline=pipeline, method=method), exif
+    for statistics in (NOT_NORMALISED, IMAGENET, HALF):
+        setting = f"mean = {list(statistics['mean'])} and std = {list(statistics['std'])}"
+        yield setting, replace(preprocess, mean=statistics["mean"], std=statistics["std"]), exif
+    for size in OTHER_SIZES:
+        yield f"image_size = {size}", replace(preprocess, size=(size, size)), exif
+
+
+def _order(proof: Proof, answers: Float32) -> str:
+    """The classes in the order in which the answers would agree, if there is one such order."""
+    expected = np.array([photo.probabilities for photo in proof.photos], np.float32)
+    distances = np.abs(answers[:, :, None] - expected[:, None, :]).max(axis=0)  # (ours, theirs)
+    nearest = distances.argmin(axis=1)
+    if len(set(nearest)) < len(nearest) or distances.min(axis=1).max() > TOLERANCE:
+        return ""
+    return msgspec.json.encode([proof.classes[index] for index in nearest]).decode()

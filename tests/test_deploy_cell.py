@@ -1,0 +1,98 @@
+"""The notebook cell: run in a clean process with a really trained learner; its three files are served."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from app.settings import load_settings
+from tests.conftest import DATA, ROOT, SECONDS, ServerProcess
+
+# What stands above the cell in a notebook. The learner is trained for real, if not for long.
+NOTEBOOK = """
+import sys; sys.path.insert(0, {root!r})
+from app.learner import import_fastai; import_fastai()  # torchvision's operators, where they do not load
+from fastai.vision.all import *
+set_seed(3)
+photos = sorted(Path({photos!r}).iterdir())[:36]
+labels = ["teddy" if i % 2 else "bear" for i in range(len(photos))]
+{data}
+learn = vision_learner(dls, resnet18, pretrained=False, {options})
+with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
+"""
+PLAIN = "dls = ImageDataLoaders.from_lists('.', photos, labels, bs=8, num_workers=0, {})"
+NOTEBOOKS = {
+    "crop": (PLAIN.format("item_tfms=Resize(128), batch_tfms=Normalize.from_stats(*imagenet_stats)"), ""),
+    "squish, not normalised": (
+        PLAIN.format("item_tfms=Resize((96, 128), method='squish')"),
+        "normalize=False",
+    ),
+    "padded with zeros": (PLAIN.format("item_tfms=Resize(128, method='pad', pad_mode='zeros')"), ""),
+    "random resized crop": (
+        PLAIN.format("item_tfms=RandomResizedCrop(128, val_xtra=0.3), batch_tfms=aug_transforms()"),
+        "",
+    ),
+    "presized": (PLAIN.format("item_tfms=Resize(200), batch_tfms=aug_transforms(size=128)"), ""),
+    "several labels": (
+        "block = DataBlock(blocks=(ImageBlock, MultiCategoryBlock), get_x=lambda i: photos[i], "
+        "get_y=lambda i: [labels[i], 'odd'] if i % 3 else [labels[i]], item_tfms=Resize(128), "
+        "batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)])\n"
+        "dls = block.dataloaders(range(len(photos)), bs=8, num_workers=0)",
+        "metrics=accuracy_multi",
+    ),
+}
+
+
+def run_cell(folder: Path, data: str, options: str) -> "subprocess.CompletedProcess[str]":
+    notebook = NOTEBOOK.format(root=str(ROOT), photos=str(DATA / "images"), data=data, options=options)
+    cell = (ROOT / "notebook" / "deploy_cell.py").read_text()
+    return subprocess.run([sys.executable, "-c", notebook + cell], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_files_of_the_cell_are_served_and_agree_with_the_notebook(
+    name: str, tmp_path: Path, start_server: Callable[..., ServerProcess]
+) -> None:
+    ended = run_cell(tmp_path, *NOTEBOOKS[name])
+    assert ended.returncode == 0, ended.stderr
+    assert 'model_url = "https://..."\nproof_url = "https://..."' in ended.stdout
+    server = start_server("--settings", str(tmp_path / "settings.toml"))
+    server.wait_for("the proof agrees: 7 photos")
+    server.wait_for("ready after")
+    proof = requests.get(f"{server.url}/model", timeout=SECONDS).json()["proof"]
+    assert (proof["photos"], proof["flips"]) == (7, 0)
+    assert proof["worst_difference"] <= 1e-3
+
+
+def test_the_cell_reads_the_settings_off_the_learner(tmp_path: Path) -> None:
+    assert run_cell(tmp_path, *NOTEBOOKS["presized"]).returncode == 0
+    settings = load_settings(tmp_path / "settings.toml", {})
+    assert (settings.pipeline, settings.presize, settings.image_size) == ("presize", (200, 200), (128, 128))
+    assert (settings.architecture, settings.classes, settings.exif) == (
+        "resnet18",
+        ("bear", "teddy"),
+        "ignore",
+    )
+    assert settings.mean == (0, 0, 0)  # vision_learner(pretrained=False) does not normalise
+
+
+def test_a_transform_that_cannot_be_repeated_is_named_in_the_notebook(tmp_path: Path) -> None:
+    ended = run_cell(tmp_path, PLAIN.format("item_tfms=[Resize(128), CropPad(96)]"), "")
+    assert "NotImplementedError: fastai-now does not know how to repeat CropPad" in ended.stderr
+    assert not (tmp_path / "stage-2.pth").exists()
+
+
+def test_the_cell_is_short() -> None:
+    assert len((ROOT / "notebook" / "deploy_cell.py").read_text().splitlines()) <= 50
+
+
+def test_the_proof_holds_the_photos_scaled_down(tmp_path: Path) -> None:
+    assert run_cell(tmp_path, *NOTEBOOKS["crop"]).returncode == 0
+    proof: dict[str, Any] = json.loads((tmp_path / "proof.json").read_text())
+    assert proof.keys() == {"classes", "photos"}
+    assert len((tmp_path / "proof.json").read_bytes()) < 5_000_000
