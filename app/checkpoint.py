@@ -21,6 +21,8 @@ Array = npt.NDArray[Any]
 
 LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
 LEGACY_PROTOCOL: Final = 1001
+PARALLEL: Final = "module."  # what DataParallel puts before every name
+MAX_SHARING: Final = 4  # how often over the bytes of a file may be shared by tensors; tied weights share once
 
 # What people upload instead of a checkpoint, told by the first bytes (lower case).
 IMPOSTORS: Final = (
@@ -56,19 +58,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Memory: the pickle, and nothing of the tensors (they are mapped).
     """
     check_signature(path)
-    with path.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         container, tree, storages = (
             ("zip", *_read_zip(path, data)) if data[:2] == b"PK" else _read_legacy(data)
         )
-        return Checkpoint(container, dict(_arrays(_state_dict(tree), storages)))
-    except (CheckpointError, OSError):
+        return Checkpoint(container, dict(_arrays(_state_dict(tree), storages, len(data))))
+    except CheckpointError:
         raise
     # All that a damaged file can raise in pickletools, zipfile, struct and numpy; each is a fact about the
     # file.
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OverflowError, MemoryError,
-            NotImplementedError, RecursionError, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
+            NotImplementedError, OSError, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
         raise CheckpointError(
             f"{path.name} is damaged or no checkpoint ({type(error).__name__}: {str(error)[:120]}); "
             f"{EXPECTED}. "
@@ -78,8 +80,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def check_signature(path: Path) -> None:
     """Raise CheckpointError if the first bytes of the file say that it is something else, by its name."""
-    with path.open("rb") as file:
-        start = file.read(512)
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     found, remedy = _impostor(start)
     if found:
         raise CheckpointError(f"{path.name} is {found}, but {EXPECTED}: {remedy}.")
@@ -151,6 +156,8 @@ def _read_legacy(data: mmap.mmap) -> tuple[str, Any, Fetch]:
     keys = machine.load()
     position = data.tell()
     for key in keys:
+        if not isinstance(key, str):
+            raise ValueError("a storage key is no string")
         (count,) = struct.unpack_from("<q", data, position)
         starts[key] = position + 8
         position += 8 + count * machine.storages[key].dtype.itemsize
@@ -186,8 +193,12 @@ def _state_dict(tree: Any) -> dict[str, Any]:
     tensors = {
         name: value for name, value in tree.items() if isinstance(value, Tensor) and isinstance(name, str)
     }
+    if all(name.startswith(PARALLEL) for name in tensors):
+        tensors = {name.removeprefix(PARALLEL): value for name, value in tensors.items()}
     if not tensors:
-        raise CheckpointError(f"The file holds no tensors (its entries: {list(tree)[:5]}), but {EXPECTED}.")
+        raise CheckpointError(
+            f"The file holds no tensors (its entries: {str(list(tree)[:5])[:200]}), but {EXPECTED}."
+        )
     return tensors
 
 
@@ -195,9 +206,19 @@ def _describe(value: Any) -> str:
     return f"a call of {value.callee}" if isinstance(value, Call) else f"a {type(value).__name__.lower()}"
 
 
-def _arrays(tensors: dict[str, Tensor], fetch: Fetch) -> Iterator[tuple[str, Array]]:
+def _arrays(tensors: dict[str, Tensor], fetch: Fetch, size: int) -> Iterator[tuple[str, Array]]:
+    """The arrays by name; a file of `size` bytes may share storages, but not pretend to hold many times its
+    size.
+    """
+    total = 0
     for name, tensor in tensors.items():
-        yield name, _strided(name, tensor, _widen(fetch(tensor.storage)))
+        array = _strided(name, tensor, fetch(tensor.storage))
+        total += array.nbytes
+        if total > MAX_SHARING * size:
+            raise CheckpointError(
+                f"The tensors of the file overlap: they pretend to over {total:,} bytes of {size:,}."
+            )
+        yield name, _widen(array)
 
 
 def _widen(values: Array) -> Array:

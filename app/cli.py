@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 from app.errors import RequestError, StartupError
@@ -18,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, or 1 with one sentence on standard error."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    warnings.filterwarnings("ignore", module="PIL")  # of metadata that it then ignores
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a bad form is one line, ours
     try:
         code: int = options.run(options)
     except StartupError as error:

@@ -5,22 +5,24 @@ Knows nothing of checkpoints: `verify` says whether what arrived is to be kept.
 
 import asyncio
 import hashlib
+import logging
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import aiohttp
 
-from app.errors import ChecksumMismatch, DownloadError
+from app.errors import ChecksumMismatch, DownloadError, StartupError
 
 CHUNK: Final = 1 << 20
 STALL: Final = 30.0  # seconds without a byte, after which the host is given up
 TOTAL: Final = 1800.0  # seconds for the whole file: 100 MB at 60 kB/s
 MAX_BYTES: Final = 2_000_000_000  # above any image classifier's checkpoint
 MAX_REDIRECTS: Final = 10
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
 
@@ -54,16 +56,19 @@ async def fetch(
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             raise DownloadError(
-                f"The checkpoint {path} {what}; model_url must be a link or the path of a file."
+                f"{path} {what}; the path of a file was expected, or a link that begins with https://."
             )
-    else:
-        path = cache_path(location, folder)
-        if not path.exists():
-            _make_folder(folder)
-            await _download(location, path, sha256, verify, progress)
+        await asyncio.to_thread(_check, path, sha256, location, verify)
+        return path
+    path = cache_path(location, folder)
+    if path.exists():
+        try:
+            await asyncio.to_thread(_check, path, sha256, location, verify)
             return path
-    await asyncio.to_thread(_check_sha256, path, sha256, location)
-    verify(path)
+        except StartupError as error:
+            logger.warning("the kept file is not used but downloaded again: %s", error)
+    _make_folder(folder)
+    await _download(location, path, sha256, verify, progress)
     return path
 
 
@@ -84,8 +89,7 @@ async def _download(
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         await _stream(url, temporary, progress)
-        await asyncio.to_thread(_check_sha256, temporary, sha256, url)
-        verify(temporary)
+        await asyncio.to_thread(_check, temporary, sha256, url, verify)
         os.replace(temporary, path)
     except OSError as error:
         raise _unwritable(path.parent, error) from error
@@ -95,7 +99,7 @@ async def _download(
 
 async def _stream(url: str, path: Path, progress: Progress) -> None:
     """Write what the link gives to `path`. Raises DownloadError, naming the host and what it answered."""
-    host = urlsplit(url).hostname or url
+    host = url.partition("://")[2].partition("/")[0].rpartition("@")[2]  # for messages: no path, no password
     timeout = aiohttp.ClientTimeout(total=TOTAL, sock_connect=STALL, sock_read=STALL)
     try:
         async with (
@@ -111,7 +115,8 @@ async def _stream(url: str, path: Path, progress: Progress) -> None:
                     "expected. Open the link in a private browser window: it must download without signing "
                     "in."
                 )
-            if url.lower().startswith("https:") and response.url.scheme != "https":
+            hops = [hop.url.scheme for hop in (*response.history, response)]
+            if url.lower().startswith("https:") and set(hops) != {"https"}:
                 raise DownloadError(
                     f"{host} redirects to http, where anybody could change the file; use another link."
                 )
@@ -124,7 +129,7 @@ async def _stream(url: str, path: Path, progress: Progress) -> None:
         raise DownloadError(
             f"{host} sent nothing for {STALL:.0f} s, or not all within {TOTAL:.0f} s."
         ) from error
-    except aiohttp.InvalidURL as error:
+    except ValueError as error:  # aiohttp.InvalidURL, and names that cannot be encoded
         raise DownloadError(f"model_url is no valid link: {url[:200]}") from error
     except aiohttp.ClientError as error:
         raise DownloadError(
@@ -146,6 +151,12 @@ async def _write(response: aiohttp.ClientResponse, path: Path, progress: Progres
         file.flush()
         os.fsync(file.fileno())
     return received
+
+
+def _check(path: Path, sha256: str, location: str, verify: Callable[[Path], object]) -> None:
+    """Raise ChecksumMismatch, or whatever `verify` raises."""
+    _check_sha256(path, sha256, location)
+    verify(path)
 
 
 def _check_sha256(path: Path, expected: str, location: str) -> None:

@@ -13,7 +13,6 @@
     |  `- ToolMissing                a package that only this command needs
     `- RequestError                  one request failed: a status, a code from a closed set, a sentence
        |- BadRequest 400             `code`: empty-file, no-file, too-many-files, malformed-multipart, ...
-       |- RequestTimeout 408
        |- PayloadTooLarge 413
        |- UnsupportedMedia 415       `code`: unsupported-media-type, unrecognised-image, format-not-allowed
        |- BadImage 422               `code`: image-too-large, truncated-image, corrupt-image
@@ -87,13 +86,6 @@ class BadRequest(RequestError):
 
     status = 400
     code = "bad-request"
-
-
-class RequestTimeout(RequestError):
-    """The request did not arrive in time."""
-
-    status = 408
-    code = "request-timeout"
 
 
 class PayloadTooLarge(RequestError):

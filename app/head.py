@@ -50,14 +50,13 @@ class Linear:
 
 @dataclass(frozen=True)
 class Head:
-    """A head ready to compute. `features` is the number of channels of the feature map that it expects.
+    """A head ready to compute.
 
     `generation` is 1 or 2: the fastai that wrote it. `pool` is "concat", "average" or "none".
     """
 
     layers: tuple[BatchNorm | Linear, ...]
     pool: str
-    features: int
     outputs: int
     generation: int
 
@@ -115,11 +114,14 @@ def read_head(arrays: Mapping[str, npt.NDArray[Any]], channels: int) -> Head:
             f"{2 * channels}: {UNKNOWN_HEAD}."
         )
     _check_widths(layers)
-    # v1 gives every Linear a bias, v2 none to the one behind a BatchNorm (fastai 1.0 layers.py:44, 2.8
+    # v1 gives every Linear a bias, v2 none to the one behind a BatchNorm (1.0.50 layers.py:44, 2.8
     # layers.py:178)
-    generation = 1 if "bias" in modules[last_linear] else 2
+    behind_norm = (last_linear, "linear") in [
+        after for before, after in pairwise(kinds) if before[1] == "norm"
+    ]
+    generation = 1 if behind_norm and "bias" in modules[last_linear] else 2
     outputs = modules[last_linear]["weight"].shape[0]
-    return Head(layers, pools[inputs], channels, outputs, generation)
+    return Head(layers, pools[inputs], outputs, generation)
 
 
 def _modules(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[int, dict[str, npt.NDArray[Any]]]:
@@ -136,6 +138,14 @@ def _modules(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[int, dict[str, npt.
         if module.keys() - {"num_batches_tracked"} not in MODULES:
             raise CheckpointError(
                 f"Layer {index} of the head holds {', '.join(module)} alone: {UNKNOWN_HEAD}."
+            )
+        outputs = module["weight"].shape[:1]
+        others = [
+            array.shape for name, array in module.items() if name not in ("weight", "num_batches_tracked")
+        ]
+        if not outputs or others != [outputs] * len(others):
+            raise CheckpointError(
+                f"Layer {index} of the head has {others} beside {outputs} weights: damaged."
             )
     return dict(sorted(modules.items()))
 
@@ -187,4 +197,4 @@ def _linear(module: Mapping[str, npt.NDArray[Any]], relu: bool) -> Linear:
 
 
 def _float32(array: npt.NDArray[Any]) -> Float32:
-    return np.require(array, np.float32, ["C", "ALIGNED"])
+    return np.array(array, np.float32)  # a copy: small, and nothing of it then hangs on the file

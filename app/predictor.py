@@ -9,8 +9,9 @@ import hashlib
 import logging
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from app.batcher import Batcher
-from app.checkpoint import Checkpoint, check_signature, read_checkpoint
+from app.checkpoint import Checkpoint, read_checkpoint
 from app.download import fetch
 from app.engine import Engine
 from app.errors import BadOutput, CheckpointError, ClassesMismatch, Unavailable
@@ -34,7 +35,7 @@ from app.proof import Answerer, Prepare, Proof, ProofResult, Run, prove, read_pr
 from app.settings import Settings
 
 MODELS: Final = Path(__file__).parent / "models"
-MAX_INSIDE: Final = 64  # requests between upload and answer: more would wait longer than people do
+MAX_INSIDE: Final = 32  # requests between upload and answer: more would wait longer than people do
 
 Float32 = npt.NDArray[np.float32]
 Report = Callable[[str, int | None], None]  # the phase of opening, and its percent if known
@@ -102,20 +103,25 @@ class Predictor:
     async def predict(self, data: bytes) -> Prediction:
         """The answer to the bytes of one photo.
 
-        Raises RequestError: BadRequest, UnsupportedMedia or BadImage for what is no usable picture,
-        Unavailable when too many photos are under way, BadOutput when the network's answer is no number."""
+        Raises RequestError: BadRequest, UnsupportedMedia or BadImage for what is no usable picture, BadOutput
+        when the network's answer is no number. Cancelled while it waits, it is not computed."""
+        loop = asyncio.get_running_loop()
+        with self._metrics.seconds.labels("decode").time():
+            item = await loop.run_in_executor(self._decoders, self._decode, data)
+        with self._metrics.seconds.labels("engine").time():
+            probabilities = await self._batcher.submit(item)
+        return self._prediction(probabilities)
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """A place among those that are under way, from before an upload is read. Raises Unavailable."""
         if self._inside >= MAX_INSIDE:
             raise Unavailable(f"{MAX_INSIDE} photos are under way already; try again shortly.", retry_after=5)
         self._inside += 1
         try:
-            loop = asyncio.get_running_loop()
-            with self._metrics.seconds.labels("decode").time():
-                item = await loop.run_in_executor(self._decoders, self._decode, data)
-            with self._metrics.seconds.labels("engine").time():
-                probabilities = await self._batcher.submit(item)
+            yield
         finally:
             self._inside -= 1
-        return self._prediction(probabilities)
 
     def _decode(self, data: bytes) -> Any:
         return self._prepare(decode(data, self._settings.exif))
@@ -148,7 +154,7 @@ async def open_predictor(settings: Settings, report: Report, metrics: Metrics) -
         report("downloading", done * 100 // total if total else None)
 
     path = await fetch(
-        settings.model_url, MODELS, sha256=settings.model_sha256, verify=check_signature, progress=progress
+        settings.model_url, MODELS, sha256=settings.model_sha256, verify=read_checkpoint, progress=progress
     )
     proof = None
     if settings.proof_url:

@@ -6,25 +6,24 @@ parentheses are lines of fastai 2.8.12's vision/augment.py and of fastai 1.0.50'
 
 import io
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import (
-    AvifImagePlugin,  # noqa: F401  registers its format, as the six below do; Image.init() would load forty
+    AvifImagePlugin,  # noqa: F401  registers its format, as those below do; Image.init() would load forty
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
+    TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
 
-from app.errors import BadImage, BadRequest, SettingsError, UnsupportedMedia
+from app.errors import BadImage, BadRequest, RequestError, SettingsError, UnsupportedMedia
 
 Float32 = npt.NDArray[np.float32]
 PipelineName = Literal["resize", "random_resized_crop", "presize", "fastai1"]
@@ -34,7 +33,9 @@ Exif = Literal["turn", "ignore"]
 Size = tuple[int, int]  # height, width
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB; imgproxy's default, and above any phone's usual photo
+MAX_PIXELS: Final = (
+    50_000_000  # 200 MB as Pillow keeps RGB; imgproxy's default, above any phone's usual photo
+)
 MAX_SIDE: Final = 20_000
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -60,6 +61,7 @@ TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 ORIENTATION: Final = 0x0112
+TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
 # Pictures that people have and that are refused, told by their first bytes
 REFUSED: Final = (
@@ -84,16 +86,17 @@ def decode(data: bytes, exif: Exif = "turn") -> Image.Image:
     """
     if not data:
         raise BadRequest("The file is empty (0 bytes); send a picture.", "empty-file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of metadata that it then ignores
-        image = _open(data)
-        _check_size(*image.size)
+    image = _open(data)
+    _check_size(*image.size)
+    try:
+        _check_size(*_tile_size(image))
+        image.load()  # before the EXIF data is looked for: that would load too, and hide what it met
         orientation = _orientation(image) if exif == "turn" else 1
-        try:
-            image.load()
-            image = image._new(image.im).convert("RGB")  # as fastai does (2.8: vision/core.py:99)
-        except Exception as error:  # each of Pillow's forty plugins raises what it likes on damaged bytes
-            raise _undecodable(error) from error
+        image = image if image.mode == "RGB" else image.convert("RGB")
+    except RequestError:
+        raise
+    except Exception as error:  # each of Pillow's forty plugins raises what it likes on damaged bytes
+        raise _undecodable(error) from error
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
@@ -124,6 +127,14 @@ def _check_size(width: int, height: int) -> None:
         raise _too_large(f"{width} x {height} pixels")
     if min(width, height) < 1:
         raise BadImage(f"The picture has {width} x {height} pixels: there is nothing in it.")
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """The size of a TIFF's tiles, each of which is decoded whole, however small the picture; else of one
+    pixel.
+    """
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    return tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1)
 
 
 def _too_large(found: str) -> BadImage:

@@ -139,11 +139,11 @@ def _diagnosis(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: E
         if _compare(proof, _answers(proof, answerer, changed, turned)).agrees:
             return f"With {setting} all agree: say so in the settings."
     if order := _order(proof, _answers(proof, answerer, preprocess, exif)):
-        return f"With the classes in another order all agree, which the checkpoint then was trained with: {order}."
+        return f"With the classes in another order all agree: the checkpoint was trained with {order}."
     return (
         "No single setting makes them agree (tried: exif, pipeline, resize_method, mean and std, "
-        "image_size, the order "
-        "of the classes): is this checkpoint of the same training as the proof? Run the notebook cell again."
+        "image_size, the "
+        "order of the classes): is this checkpoint of the training that the proof is of? Run the cell again."
     )
 
 

@@ -5,16 +5,15 @@ h11 and not httptools: httptools takes headers of any size.
 """
 
 import asyncio
+import json
+import sys
+from http import HTTPStatus
 from typing import Any, Final
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-TIMEOUT_ANSWER: Final = (
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/problem+json\r\nconnection: close\r\n\r\n"
-    b'{"type":"about:blank","title":"Request Timeout","status":408,"code":"request-timeout",'
-    b'"detail":"The request did not arrive in time; send it again over a better connection."}'
-)
+PROBLEM_HEADERS: Final = "content-type: application/problem+json\r\nconnection: close\r\n"
 
 
 class DeadlineProtocol(H11Protocol):
@@ -51,6 +50,26 @@ class DeadlineProtocol(H11Protocol):
         self._expect(None)
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what h11 refuses, as RFC 9457; called where its exception is handled, which says the status."""
+        status = getattr(sys.exception(), "error_status_hint", 400)
+        self._refuse(status, "header-too-large" if status == 431 else "bad-request", msg)
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        """Answer with a problem, where nothing was answered yet, and close."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            title = HTTPStatus(status).phrase
+            problem = {
+                "type": "about:blank",
+                "title": title,
+                "status": status,
+                "code": code,
+                "detail": detail,
+            }
+            head = f"HTTP/1.1 {status} {title}\r\n{PROBLEM_HEADERS}\r\n"
+            self.transport.write(head.encode() + json.dumps(problem).encode())
+        self.transport.close()
+
     def _expect(self, state: type[h11.IDLE | h11.SEND_BODY] | None) -> None:
         """Start the clock for headers (IDLE) or a body (SEND_BODY), or stop it."""
         if self._deadline is not None:
@@ -64,6 +83,8 @@ class DeadlineProtocol(H11Protocol):
         if self._awaited is h11.SEND_BODY and (self._received >= self.body_bytes or self.flow.read_paused):
             self._expect(h11.SEND_BODY)  # on its way, or waiting for us
             return
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.write(TIMEOUT_ANSWER)
-        self.transport.close()
+        self._refuse(
+            408,
+            "request-timeout",
+            "The request did not arrive in time; send it again over a better connection.",
+        )

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -72,8 +72,13 @@ class Service:
         start = time.monotonic()
         try:
             self._predictor = await open_predictor(self.settings, self.report, self.metrics)
-        except StartupError as error:
+        except Exception as error:  # an unforeseen one must not leave a server that waits for ever
             self.report("failed", None)
+            if not isinstance(error, StartupError):
+                logger.exception("the model could not be opened")
+                error = StartupError(
+                    f"the model could not be opened ({type(error).__name__}): a bug; please report it"
+                )
             self._on_failure(error)
         else:
             self.report("ready", 100)
@@ -101,7 +106,7 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
         await asyncio.gather(opening, return_exceptions=True)
         await service.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", page),
             Route("/analyze", analyze, methods=["POST"]),
@@ -115,10 +120,11 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
         exception_handlers={
             RequestError: failed_request,  # type: ignore[dict-item]  # Starlette types them by Exception
             HTTPException: failed_route,  # type: ignore[dict-item]
-            Exception: failed_server,
         },
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # it would build a link from the Host header
+    return app
 
 
 def max_body(settings: Settings) -> int:
@@ -137,8 +143,19 @@ async def page(request: Request) -> Response:
 async def analyze(request: Request) -> Response:
     """POST /analyze: a photo as the one file of a form, or as the raw body -> its Prediction as JSON."""
     predictor = request.state.service.predictor
-    data = await read_upload(request)
-    return JSONResponse(dataclasses.asdict(await predictor.predict(data)))
+    with predictor.slot():
+        data = await read_upload(request)
+        answer = asyncio.create_task(predictor.predict(data))
+        # the body is read: all that may still come is that the client leaves
+        leaving = asyncio.ensure_future(request.receive())
+        try:
+            await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientDisconnect
+            return JSONResponse(dataclasses.asdict(answer.result()))
+        finally:
+            answer.cancel()
+            leaving.cancel()
 
 
 async def healthz(request: Request) -> Response:
@@ -232,12 +249,6 @@ async def failed_route(request: Request, error: HTTPException) -> Response:
     return problem(request, error.status_code, code, detail, dict(error.headers or {}))
 
 
-async def failed_server(request: Request, error: Exception) -> Response:
-    return problem(
-        request, 500, "internal", "The server made a mistake; it is in its log under the request id."
-    )
-
-
 # --- the edge ----------------------------------------------------------------------------------------------
 
 
@@ -258,6 +269,7 @@ class Edge:
             return
         scope["request_id"] = secrets.token_hex(8)
         start, status = time.monotonic(), 0
+        body = _Body(scope, receive, self._max_body)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -268,17 +280,19 @@ class Edge:
                 headers["x-content-type-options"] = "nosniff"
                 headers["referrer-policy"] = "no-referrer"
                 headers["content-security-policy"] = CONTENT_POLICY
-                if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-                    headers["connection"] = "close"
+                if not body.ended:
+                    headers["connection"] = "close"  # or the rest of the body would be read, however long
             await send(message)
 
         try:
-            await self._app(scope, self._limited(scope, receive), send_marked)
+            await self._app(scope, body.receive, send_marked)
         except ClientDisconnect:
             scope["code"] = "client-disconnect"
         except Exception:
-            status = HTTPStatus.INTERNAL_SERVER_ERROR  # answered and logged further out
-            raise
+            logger.exception("a mistake of the server in the request %s", scope["request_id"])
+            if status == 0:
+                detail = "The server made a mistake; it is in its log under the request id."
+                await problem(Request(scope), 500, "internal", detail)(scope, receive, send_marked)
         finally:
             code = scope.get("code", "")
             self._metrics.requests.labels(str(status), code).inc()
@@ -288,19 +302,27 @@ class Edge:
                 "%s %s %d %s %.3fs %s", scope["method"], path, status, code, seconds, scope["request_id"]
             )
 
-    def _limited(self, scope: Scope, receive: Receive) -> Callable[[], Awaitable[Message]]:
-        """`receive`, raising PayloadTooLarge as soon as the body is, or says it will be, over the limit."""
-        received = 0
-        declared = Headers(scope=scope).get("content-length", "")
 
-        async def receive_limited() -> Message:
-            nonlocal received
-            if declared.isdecimal() and int(declared) > self._max_body:
-                raise too_large(self._max_body)
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_body:
-                raise too_large(self._max_body)
-            return message
+class _Body:
+    """A request's body as it streams in: `receive` raises PayloadTooLarge as soon as it is, or says it will
+    be, over the limit; `ended` once all of it has been received.
+    """
 
-        return receive_limited
+    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+        headers = Headers(scope=scope)
+        self._receive = receive
+        self._limit = limit
+        self._declared = headers.get("content-length", "0")
+        self._received = 0
+        self.ended = self._declared == "0" and "transfer-encoding" not in headers
+
+    async def receive(self) -> Message:
+        """The next message of the body."""
+        if int(self._declared) > self._limit:
+            raise too_large(self._limit)
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        self.ended = self.ended or not message.get("more_body", False)
+        if self._received > self._limit:
+            raise too_large(self._limit)
+        return message

@@ -3,6 +3,7 @@ checked.
 """
 
 import difflib
+import math
 import os
 import tomllib
 import typing
@@ -105,7 +106,11 @@ def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = o
     texts: dict[str, str] = {}
     for variable, text in environment.items():
         name = variable.removeprefix(PREFIX).lower()
-        if variable.startswith(PREFIX) and _check_known(name, f"in the variable {variable}", required=False):
+        if (
+            text
+            and variable.startswith(PREFIX)
+            and _check_known(name, f"in the variable {variable}", required=False)
+        ):
             texts[name], overrides[name] = text, _split(name, text)
     _place(overrides, Path.cwd())
 
@@ -121,7 +126,7 @@ def _check_known(name: str, where: str, *, required: bool) -> bool:
     """Whether it is a setting. Raises if not, where it must be one or where it looks like a misspelt one."""
     if name in HINTS:
         return True
-    alike = difflib.get_close_matches(name, HINTS, 1)
+    alike = difflib.get_close_matches(name, HINTS, 1, 0.6 if required else 0.85)
     if not (required or alike):
         return False  # APP_ENV, APP_NAME: hosts set variables of their own
     hint = f"Did you mean '{alike[0]}'?" if alike else f"There are {', '.join(HINTS)}."
@@ -146,7 +151,7 @@ def _place(values: dict[str, Any], folder: Path) -> None:
     for name in ("model_url", "proof_url"):
         url = values.get(name)
         if isinstance(url, str) and url and not is_url(url):
-            values[name] = str(folder / Path(url).expanduser())
+            values[name] = str(folder / url)
 
 
 def _sentence(
@@ -170,8 +175,11 @@ def _check(settings: Settings) -> None:
                 f"The class '{name}' is listed twice; each class is listed once, in notebook order."
             )
         seen.add(name)
-    if min(settings.std) <= 0:
-        raise SettingsError(f"std is {list(settings.std)}; each number must be above 0.")
+    if not all(map(math.isfinite, settings.mean + settings.std)) or min(settings.std) <= 0:
+        raise SettingsError(
+            f"mean is {list(settings.mean)} and std {list(settings.std)}; numbers were expected, those of "
+            "std above 0."
+        )
 
 
 def settings_table() -> str:

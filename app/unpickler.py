@@ -14,7 +14,9 @@ import numpy as np
 from app.errors import CheckpointError, UnsafeCheckpoint
 
 T = TypeVar("T")
-MAX_OPCODES: Final = 5_000_000  # a resnet152 with optimizer state has 90,000
+MAX_OPCODES: Final = 1_000_000  # a resnet152 with optimizer state has 90,000
+MAX_DIMENSIONS: Final = 64  # numpy's own
+MAX_BITS: Final = 80  # of an integer: the legacy magic number has 77, everything else far fewer
 SAVE_AGAIN: Final = "save the weights with learn.save('stage-2', with_opt=False) and deploy that file"
 
 # How torch names the element types. numpy has no bfloat16: two bytes that are widened by `_widen`.
@@ -129,6 +131,8 @@ class Unpickler:
 
     def step(self, name: str, argument: Any) -> None:
         """Carry out one opcode on the stack: the semantics of `pickletools`, less every call."""
+        if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
+            raise ValueError(f"an integer of {argument.bit_length()} bits")
         if name in _VALUES:
             self.stack.append(argument)
         elif name in _CONSTANTS:
@@ -160,7 +164,9 @@ class Unpickler:
             raise ValueError("a mark where a value was expected")
         return values
 
-    def find(self, module: str, name: str) -> None:
+    def find(self, module: Any, name: Any) -> None:
+        # a name is a string before it is hashed: hashing a tuple of 400,000 levels would end the process
+        module, name = _as(str, module), _as(str, name)
         if (module, name) not in ALLOWED_GLOBALS:
             raise UnsafeCheckpoint(
                 f"The file names {module}.{name}, which a file of weights has no use for; nothing of it was "
@@ -187,12 +193,10 @@ class Unpickler:
             self.stack[-1].extend(items)
 
     def update(self, items: list[Any]) -> None:
-        """Set the keys of the dict below. A key that is no plain value cannot name a tensor: left out."""
+        """Set the keys of the dict below. A key that is no string cannot name a tensor: left out."""
         if isinstance(self.stack[-1], dict):
             pairs = zip(items[::2], items[1::2], strict=True)
-            self.stack[-1].update(
-                (key, value) for key, value in pairs if isinstance(key, str | int | float | bytes)
-            )
+            self.stack[-1].update((key, value) for key, value in pairs if isinstance(key, str))
 
 
 def _rebuild(callee: Any, arguments: Any) -> Any:
@@ -207,9 +211,8 @@ def _rebuild(callee: Any, arguments: Any) -> Any:
             "torch._tensor", "_rebuild_from_type_v2"
         ):  # a tensor subclass: (rebuild, type, arguments, state)
             return _rebuild(arguments[0], arguments[2])
-        case Global("collections", "OrderedDict"):
-            pairs = arguments[0] if arguments else []
-            return {key: value for key, value in pairs if isinstance(key, str)}
+        case Global("collections", "OrderedDict") if not arguments:  # its entries follow one by one
+            return {}
     return Call(_as(Global, callee), _as(tuple, arguments))
 
 
@@ -220,7 +223,9 @@ def _as(kind: type[T], value: Any) -> T:
 
 
 def _integers(values: Any) -> tuple[int, ...]:
-    return tuple(_as(int, value) for value in _as(tuple, values))
+    if len(_as(tuple, values)) > MAX_DIMENSIONS:
+        raise ValueError(f"a tensor of {len(values)} dimensions")
+    return tuple(_as(int, value) for value in values)
 
 
 # What each opcode does; `pickletools` documents them. An opcode that is not here is refused.

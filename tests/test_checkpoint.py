@@ -225,6 +225,67 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path: Path) -> 
         read_checkpoint(path)
 
 
+NESTED = b")" + b"\x85" * 400_000  # a tuple so deep that hashing it would overflow the C stack
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x04" + NESTED + b"\x8c\x01x\x93.",  # as the module of a global
+        b"\x80\x02}" + NESTED + b"K\x01s.",  # as a key
+        b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + NESTED + b"X\x03\x00\x00\x00cpuK\x01tQ.",
+        b"\x80\x02\x8b\x40\x42\x0f\x00" + b"\x7f" * 1_000_000 + b".",  # an integer of eight million bits
+        b"\x80\x02" + b"}" * 2_000_000 + b".",
+        b"\x80\x02ccollections\nOrderedDict\n(]Q.",
+        b"\x80\x02(((((",
+        b"\x80\x02.",
+    ],
+    ids=[
+        "deep module",
+        "deep key",
+        "deep storage key",
+        "huge integer",
+        "many opcodes",
+        "ordered",
+        "marks",
+        "nothing",
+    ],
+)
+def test_a_pickle_made_to_exhaust_the_reader_is_refused_at_once(tmp_path: Path, pickled: bytes) -> None:
+    path = tmp_path / "stage-2.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+    magic, protocol, system = (
+        pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    )
+    path.write_bytes(magic + protocol + system + pickle.dumps({}, 2) + b"\x80\x02]" + NESTED + b"a.")
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+
+
+def test_tensors_that_share_a_storage_many_times_over_are_refused(tmp_path: Path) -> None:
+    numbers = torch.zeros(100_000, dtype=torch.bfloat16)
+    with pytest.raises(CheckpointError, match="overlap"):
+        read_checkpoint(save({f"weight{i}": numbers for i in range(9)}, tmp_path / "stage-2.pth", "zip"))
+    assert_same(
+        {"one": numbers, "tied": numbers},
+        save({"one": numbers, "tied": numbers}, tmp_path / "tied.pth", "zip"),
+    )
+
+
+def test_the_prefix_of_data_parallel_is_taken_off(trained: Any, tmp_path: Path) -> None:
+    state = trained[0].state_dict()
+    path = save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "stage-2.pth", "zip")
+    assert_same(state, path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        read_checkpoint(tmp_path)
+
+
 def checkpoint_bytes(container: str) -> bytes:
     path = Path(os.environ["PYTEST_TMP"]) / f"{container}.pth"
     if not path.exists():

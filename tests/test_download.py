@@ -94,10 +94,19 @@ def test_a_wrong_sha256_is_refused_and_not_kept(tmp_path: Path) -> None:
 def test_a_wrong_sha256_is_refused_for_a_path_and_for_a_kept_file(tmp_path: Path) -> None:
     with pytest.raises(ChecksumMismatch):
         get(str(V1_CHECKPOINT), tmp_path, "0" * 64)
-    with serving(whole) as (url, _):
+    with serving(whole) as (url, asked):
         get(f"{url}/stage-2.pth", tmp_path)
         with pytest.raises(ChecksumMismatch):
             get(f"{url}/stage-2.pth", tmp_path, "0" * 64)
+        assert len(asked) == 2  # the kept file might have been an old one
+
+
+def test_a_kept_file_that_is_damaged_is_downloaded_again(tmp_path: Path) -> None:
+    with serving(whole) as (url, asked):
+        kept = get(f"{url}/stage-2.pth", tmp_path)
+        kept.write_bytes(b"<html>")
+        assert get(f"{url}/stage-2.pth", tmp_path).read_bytes() == CONTENT
+    assert len(asked) == 2
 
 
 def test_a_silent_host_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +129,7 @@ def test_an_endless_file_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_host_that_nobody_answers_at_is_named(tmp_path: Path) -> None:
     with serving(whole) as (url, _):
         pass  # the port is closed again
-    with pytest.raises(DownloadError, match=r"127\.0\.0\.1 could not be read"):
+    with pytest.raises(DownloadError, match=r"127\.0\.0\.1:\d+ could not be read"):
         get(f"{url}/stage-2.pth", tmp_path)
 
 
@@ -130,6 +139,7 @@ def test_a_host_that_nobody_answers_at_is_named(tmp_path: Path) -> None:
         ("/nowhere/stage-2.pth", "does not exist"),
         (str(V1_CHECKPOINT.parent), "is a folder"),
         ("http://", "no valid link"),
+        ("https://[bad/x.pth", "no valid link"),
     ],
 )
 def test_a_place_without_a_file_is_named(tmp_path: Path, location: str, message: str) -> None:

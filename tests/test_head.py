@@ -49,6 +49,11 @@ def test_every_head_that_fastai_v2_makes_gives_the_same_logits(vision: Any, vari
     assert (head.outputs, head.generation) == (5, 2)
 
 
+def test_a_biased_linear_layer_without_a_batchnorm_before_it_is_v2s(vision: Any) -> None:
+    module = vision.create_head(CHANNELS, 5, first_bn=False, lin_ftrs=[])
+    assert read_head(arrays_of(module), CHANNELS).generation == 2
+
+
 def test_the_biased_head_of_fastai_v1_gives_the_same_logits(vision: Any) -> None:
     nn = torch.nn
     layers = [
@@ -82,7 +87,9 @@ def test_the_biased_head_of_fastai_v1_gives_the_same_logits(vision: Any) -> None
         (lambda a: {n: v for n, v in a.items() if n == "0.weight"}, "no head"),
         (lambda a: {n: v for n, v in a.items() if not n.startswith(("1.4.", "1.8."))}, "no head"),
         (lambda a: {**a, "1.8.weight": np.ones((5, 511), np.float32)}, "follows one that gives 512"),
-        (lambda a: {**a, "1.4.weight": np.ones((5, 5, 3, 3), np.float32)}, "4 dimensions"),
+        (lambda a: {**a, "1.4.weight": np.ones((512, 5, 3, 3), np.float32)}, "4 dimensions"),
+        (lambda a: {**a, "1.2.weight": np.float32(1)}, "damaged"),
+        (lambda a: {**a, "1.6.bias": np.ones(7, np.float32)}, "damaged"),
     ],
 )
 def test_a_head_that_is_not_fastais_is_refused_by_name(vision: Any, change: Any, message: str) -> None:

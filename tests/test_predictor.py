@@ -178,21 +178,15 @@ def bytes_of(colour: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_more_photos_than_can_be_under_way_are_refused_and_the_rest_answered(
+def test_more_photos_than_can_be_under_way_are_refused_until_one_has_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(predictor_module, "MAX_INSIDE", 4)
-
-    async def scenario() -> list[Any]:
-        predictor = await open_predictor(bears_settings(), lambda phase, percent: None, Metrics())
-        photo = image_bytes("a00_224x224.jpg")
-        answers = await asyncio.gather(*(predictor.predict(photo) for _ in range(9)), return_exceptions=True)
-        again = await predictor.predict(photo)
-        await predictor.close()
-        return [*answers, again]
-
-    answers = asyncio.run(scenario())
-    refused = [answer for answer in answers if isinstance(answer, Unavailable)]
-    assert len(refused) == 5
-    assert all(error.code == "overloaded" and error.retry_after for error in refused)
-    assert [answer.result for answer in answers if isinstance(answer, Prediction)] == ["black"] * 5
+    monkeypatch.setattr(predictor_module, "MAX_INSIDE", 2)
+    predictor = opened(bears_settings())
+    with predictor.slot():
+        with predictor.slot():
+            with pytest.raises(Unavailable) as caught, predictor.slot():
+                pass
+            assert (caught.value.code, caught.value.retry_after) == ("overloaded", 5)
+        with predictor.slot():
+            pass

@@ -2,6 +2,7 @@
 
 import io
 import math
+import struct
 import tracemalloc
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_no_shape_of_picture_makes_a_pipeline_take_much_memory(pipeline: Any) ->
         unnormalised(pipeline)(image)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak <= 2 * 3 * max(width * height, 20_000_000), (width, height)
+        assert peak <= 2.5 * 3 * max(width * height, 20_000_000), (width, height)
 
 
 def test_normalisation_is_fastais(vision: Any) -> None:
@@ -205,6 +206,33 @@ def test_what_cannot_be_used_is_refused_with_its_code(
     with pytest.raises(error) as caught:
         decode(data)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("exif", ["turn", "ignore"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])
+def test_half_a_picture_is_never_taken_for_a_whole_one(kind: str, exif: Any) -> None:
+    data = encoded(photo(200, 150), kind)
+    with pytest.raises(BadImage):
+        decode(data[: len(data) // 2], exif)
+
+
+def test_a_tiff_with_tiles_larger_than_any_picture_is_refused() -> None:
+    entries = [
+        (256, 100),
+        (257, 100),
+        (258, 8),
+        (259, 5),
+        (262, 1),
+        (277, 1),
+        (322, 46000),
+        (323, 46000),
+        (324, 8),
+    ]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*entries, (325, 50)])
+    data = b"II*\0" + struct.pack("<IH", 8, len(entries) + 1) + directory + bytes(100)
+    with pytest.raises(BadImage) as caught:
+        decode(data)
+    assert caught.value.code == "image-too-large"
 
 
 SEEDS = [encoded(photo(24, 18), kind) for kind in FORMATS]

@@ -152,7 +152,12 @@ def test_a_proof_of_another_training_is_refused_without_a_guess(
 
 
 def test_the_server_ends_with_the_sentence_and_exit_code_1(proof: str) -> None:
-    ended = run_app("serve", "--port", "0", **bears_environment(APP_PROOF_URL=proof, APP_IMAGE_SIZE="128", APP_EXIF="ignore"))
+    ended = run_app(
+        "serve",
+        "--port",
+        "0",
+        **bears_environment(APP_PROOF_URL=proof, APP_IMAGE_SIZE="128", APP_EXIF="ignore"),
+    )
     assert ended.returncode == 1
     (sentence,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
     assert "With image_size = 224 all agree" in sentence

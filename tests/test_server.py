@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import requests
 
+from app.download import cache_path
+from app.predictor import MODELS
 from tests.conftest import (
     BEARS,
     DATA,
@@ -143,6 +145,29 @@ def test_a_declared_length_over_the_limit_is_refused_before_the_body(bears: Serv
     assert b"payload-too-large" in answer
 
 
+@pytest.mark.parametrize("path", ["/analyze", "/nowhere"])
+def test_a_body_that_nobody_wants_is_not_read_to_its_end(bears: ServerProcess, path: str) -> None:
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    answer = raw(bears, head.encode(), b"5\r\nhello\r\n")  # and no end: the server closes
+    assert answer.startswith(b"HTTP/1.1 4")
+    assert b"connection: close" in answer.lower()
+
+
+def test_what_is_no_http_is_a_problem_too(bears: ServerProcess) -> None:
+    assert b'"code": "bad-request"' in raw(bears, b"hello\r\n\r\n")
+    large = raw(bears, b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 100_000)
+    assert large.startswith(b"HTTP/1.1 431 ")
+    assert b"application/problem+json" in large
+
+
+def test_no_link_is_built_from_the_host_header(bears: ServerProcess) -> None:
+    answer = raw(bears, b"GET /healthz/ HTTP/1.1\r\nHost: elsewhere.example\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b"elsewhere" not in answer
+
+
 def test_a_client_that_leaves_in_the_middle_is_one_line_in_the_log(bears: ServerProcess) -> None:
     place = urlsplit(bears.url)
     with socket.create_connection((place.hostname, place.port), timeout=SECONDS) as client:
@@ -193,7 +218,8 @@ def test_while_the_model_is_coming_the_server_says_so_and_then_answers(
 ) -> None:
     content = V1_CHECKPOINT.read_bytes()
     with HeldDownload(content) as held:
-        server = start_server(**bears_environment(APP_MODEL_URL=f"{held.url}/stage-2.pth?{held.url}"))
+        link = f"{held.url}/stage-2.pth"
+        server = start_server(**bears_environment(APP_MODEL_URL=link))
         server.wait_for("downloading")
         assert requests.get(f"{server.url}/healthz", timeout=SECONDS).status_code == 200
         waiting = requests.get(f"{server.url}/readyz", timeout=SECONDS)
@@ -206,6 +232,7 @@ def test_while_the_model_is_coming_the_server_says_so_and_then_answers(
         held.release()
         server.wait_for("ready after")
         assert server.post(PHOTO).json()["result"] == "teddys"
+        cache_path(link, MODELS).unlink()
 
 
 class HeldDownload:

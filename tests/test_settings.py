@@ -82,7 +82,9 @@ def test_a_path_is_relative_to_what_says_it(tmp_path: Path, monkeypatch: pytest.
         (TWO_LINES + "image_size = [224, 224, 3]", r"Expected `array` of length 2, got 3"),
         (TWO_LINES + "unsure_below = 1.5", r"Expected `float` <= 1\.0"),
         (TWO_LINES + "mean = [0.5]", r"mean in settings\.toml is \[0\.5\]\. Expected `array` of length 3"),
-        (TWO_LINES + "std = [1, 0, 1]", "each number must be above 0"),
+        (TWO_LINES + "mean = [nan, 0, 0]", "numbers were expected"),
+        (TWO_LINES + "std = [inf, 1, 1]", "numbers were expected"),
+        (TWO_LINES + "std = [1, 0, 1]", "those of std above 0"),
         (TWO_LINES + 'exif = "rotate"', "Invalid enum value 'rotate'"),
         (TWO_LINES + 'model_sha256 = "abc"', "matching regex"),
         ('model_url = "x.pth"\nclasses = ["a", "a"]', "'a' is listed twice"),
@@ -102,7 +104,9 @@ def test_a_misspelt_variable_is_refused_and_a_hosts_own_is_left_alone(tmp_path: 
     path = write(tmp_path, TWO_LINES)
     with pytest.raises(SettingsError, match=r"'clases' in the variable APP_CLASES\. Did you mean 'classes'"):
         load_settings(path, {"APP_CLASES": "a,b"})
-    assert load_settings(path, {"APP_ENV": "production", "PORT": "80"}).classes == ("cat", "dog")
+    assert load_settings(
+        path, {"APP_ENV": "production", "APP_IMAGE": "x", "APP_CLASSES": "", "PORT": "80"}
+    ).classes == ("cat", "dog")
 
 
 def test_a_wrong_variable_is_named_as_a_variable(tmp_path: Path) -> None:
