@@ -1,4 +1,6 @@
-"""The command line: serve, predict, graph. Thin: each command says what it does and calls what does it."""
+"""The command line: serve, predict, check, graph. Thin: each command says what it does and calls what does
+it.
+"""
 
 import argparse
 import asyncio
@@ -51,11 +53,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict)
 
+    check = commands.add_parser("check", help="how good is what is served? ask a labelled folder")
+    check.add_argument("folder", type=Path, metavar="FOLDER", help="with one sub-folder a class")
+    check.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with the worst mistakes as pictures"
+    )
+    check.add_argument(
+        "--against", type=Path, metavar="FILE", help="compare with probabilities that a notebook saved"
+    )
+    check.set_defaults(run=_check)
+
     graph = commands.add_parser("graph", help="export the graph of an architecture (needs requirements.txt)")
     graph.add_argument("architecture", metavar="ARCHITECTURE", help="fastai's name for it, such as resnet101")
     graph.set_defaults(run=_graph)
 
-    for command in (serve, predict):
+    for command in (serve, predict, check):
         command.add_argument("--settings", type=Path, default=SETTINGS_FILE, metavar="FILE")
     return parser
 
@@ -104,6 +116,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     async def run() -> int:
         predictor = await open_predictor(load_settings(options.settings), _show_progress, Metrics())
+        _show_progress("", None)
         failed = 0
         for path in options.images:
             try:
@@ -122,16 +135,58 @@ def _predict(options: argparse.Namespace) -> int:
     return asyncio.run(run())
 
 
+def _check(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from app import evaluation
+    from app.metrics import Metrics
+    from app.predictor import open_predictor
+
+    logging.getLogger().setLevel(logging.WARNING)
+    settings = load_settings(options.settings)
+    if settings.multi_label:
+        raise StartupError("check needs one right class a photo; multi_label has several.")
+    labelled = evaluation.labelled_photos(options.folder, settings.classes)
+
+    async def run() -> evaluation.Evaluation:
+        predictor = await open_predictor(settings, _show_progress, Metrics())
+        photos, truths, rows = [], [], []
+        for done, (path, truth) in enumerate(labelled):
+            _show_progress("checking", done * 100 // len(labelled))
+            try:
+                prediction = await predictor.predict(path.read_bytes())
+            except (RequestError, OSError) as error:
+                print(f"{path} is left out: {error}", file=sys.stderr)
+                continue
+            scores = {row.label: row.score for row in prediction.predictions}
+            photos.append(path)
+            truths.append(truth)
+            rows.append([scores[label] for label in settings.classes])
+        await predictor.close()
+        _show_progress("", None)
+        if not photos:
+            raise StartupError(
+                f"None of the {len(labelled)} files in {options.folder} is a photo that can be read."
+            )
+        probabilities = np.array(rows, np.float32)
+        return evaluation.Evaluation(settings.classes, tuple(photos), np.array(truths), probabilities)
+
+    result = asyncio.run(run())
+    print(evaluation.as_text(result))
+    if options.against:
+        print(f"\n{evaluation.against(result, options.folder, options.against)}")
+    if options.html:
+        options.html.write_text(evaluation.as_page(result), "utf-8")
+        print(f"\n{options.html} shows the worst mistakes")
+    return 0
+
+
 def _show_progress(phase: str, percent: int | None) -> None:
-    """Long work shows progress, where somebody looks at it."""
-    if sys.stderr.isatty():
-        shown = phase if percent is None else f"{phase} {percent} %"
-        print(
-            f"\r\x1b[K{shown}...",
-            end="" if phase != "warming up" else "\r\x1b[K",
-            file=sys.stderr,
-            flush=True,
-        )
+    """Long work shows progress, where somebody looks at it; an empty phase wipes it away."""
+    if not sys.stderr.isatty():
+        return
+    bar = "" if percent is None else f" [{'#' * (percent // 4):25}] {percent} %"
+    print(f"\r\x1b[K{phase}{bar}", end="", file=sys.stderr, flush=True)
 
 
 def _graph(options: argparse.Namespace) -> int:

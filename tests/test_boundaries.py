@@ -12,7 +12,7 @@ APP = ROOT / "app"
 FLOORS = (  # lowest first
     ("errors", "metrics"),
     ("unpickler",),
-    ("download", "form", "preprocess", "checkpoint"),
+    ("download", "form", "preprocess", "checkpoint", "evaluation"),
     ("graphs", "head"),
     ("engine",),
     ("learner", "batcher", "proof"),
@@ -35,7 +35,7 @@ KEEPERS = {  # foreign packages that only these modules may import
     "onnxruntime": {"engine"},
     "aiohttp": {"download"},
     "prometheus_client": {"metrics"},
-    "msgspec": {"settings", "proof"},
+    "msgspec": {"settings", "proof", "evaluation"},
 }
 
 

@@ -90,4 +90,4 @@ def test_the_settings_file_can_be_another_one(tmp_path: Path) -> None:
 def test_help_names_every_command() -> None:
     ended = run_app("--help")
     assert ended.returncode == 0
-    assert all(command in ended.stdout for command in ("serve", "predict", "graph"))
+    assert all(command in ended.stdout for command in ("serve", "predict", "check", "graph"))
