@@ -52,7 +52,8 @@ class Evaluation:
     @property
     def answers(self) -> npt.NDArray[np.intp]:
         """(N,) the likeliest class of each photo."""
-        return np.argmax(self.probabilities, axis=1)
+        answers: npt.NDArray[np.intp] = np.argmax(self.probabilities, axis=1)
+        return answers
 
     @property
     def confidences(self) -> Float32:
