@@ -7,31 +7,28 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-Float32 = npt.NDArray[np.float32]
+Result = TypeVar("Result")
 
 MAX_BATCH: Final = 8  # above it, ONNX Runtime on a CPU gains nothing and everybody waits for the slowest
 
 
-class Batcher:
-    """Runs `run` (N prepared photos -> (N, classes)) for many callers, on a thread of its own."""
+class Batcher(Generic[Result]):
+    """Runs `run` (N prepared photos -> N answers) for many callers, on a thread of its own."""
 
-    def __init__(self, run: Callable[[Sequence[Any]], Float32]) -> None:
+    def __init__(self, run: Callable[[Sequence[Any]], Sequence[Result]]) -> None:
         self._run = run
-        self._waiting: deque[tuple[Any, asyncio.Future[Float32]]] = deque()
+        self._waiting: deque[tuple[Any, asyncio.Future[Result]]] = deque()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._worker: asyncio.Task[None] | None = None
 
-    async def submit(self, item: Any) -> Float32:
-        """The (classes,) probabilities of one prepared photo.
+    async def submit(self, item: Any) -> Result:
+        """The answer to one prepared photo.
 
         A caller that is cancelled while waiting is dropped before it is computed.
         """
-        future: asyncio.Future[Float32] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
@@ -43,18 +40,18 @@ class Batcher:
         while batch := self._take():
             items, futures = zip(*batch, strict=True)
             try:
-                rows = await loop.run_in_executor(self._executor, self._run, items)
+                answers = await loop.run_in_executor(self._executor, self._run, items)
             except Exception as error:  # whatever the engine raises belongs to the callers, not to this loop
                 for future in futures:
                     if not future.done():
                         future.set_exception(error)
             else:
-                for future, row in zip(futures, rows, strict=True):
+                for future, answer in zip(futures, answers, strict=True):
                     if not future.done():
-                        future.set_result(row)
+                        future.set_result(answer)
 
-    def _take(self) -> list[tuple[Any, asyncio.Future[Float32]]]:
-        batch: list[tuple[Any, asyncio.Future[Float32]]] = []
+    def _take(self) -> list[tuple[Any, asyncio.Future[Result]]]:
+        batch: list[tuple[Any, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < MAX_BATCH:
             item, future = self._waiting.popleft()
             if not future.done():  # the client has gone

@@ -150,7 +150,7 @@ def _check(options: argparse.Namespace) -> int:
 
     async def run() -> evaluation.Evaluation:
         predictor = await open_predictor(settings, _show_progress, Metrics())
-        photos, truths, rows = [], [], []
+        photos, truths, rows, familiarity = [], [], [], []
         for done, (path, truth) in enumerate(labelled):
             _show_progress("checking", done * 100 // len(labelled))
             try:
@@ -161,6 +161,7 @@ def _check(options: argparse.Namespace) -> int:
             scores = {row.label: row.score for row in prediction.predictions}
             photos.append(path)
             truths.append(truth)
+            familiarity.append(prediction.familiarity)
             rows.append([scores[label] for label in settings.classes])
         await predictor.close()
         _show_progress("", None)
@@ -168,8 +169,13 @@ def _check(options: argparse.Namespace) -> int:
             raise StartupError(
                 f"None of the {len(labelled)} files in {options.folder} is a photo that can be read."
             )
-        probabilities = np.array(rows, np.float32)
-        return evaluation.Evaluation(settings.classes, tuple(photos), np.array(truths), probabilities)
+        return evaluation.Evaluation(
+            settings.classes,
+            tuple(photos),
+            np.array(truths),
+            np.array(rows, np.float32),
+            np.array(familiarity, np.float32) if settings.proof_url else None,
+        )
 
     result = asyncio.run(run())
     print(evaluation.as_text(result))

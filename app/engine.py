@@ -5,6 +5,7 @@ Knows nothing of files, photos or requests.
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,16 @@ from app.graphs import Graph
 from app.head import Head, sigmoid, softmax
 
 Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of one photo: `probabilities` (classes,), out of `features`, the pooled feature
+    map.
+    """
+
+    probabilities: Float32
+    features: Float32
 
 
 class Engine:
@@ -39,8 +50,10 @@ class Engine:
         self._head = head
         self._activation = sigmoid if multi_label else softmax
 
-    def run(self, pixels: Sequence[Float32]) -> Float32:
-        """N arrays (3, H, W) float32 of one size -> (N, classes) float32 probabilities."""
+    def run(self, pixels: Sequence[Float32]) -> list[Answer]:
+        """N arrays (3, H, W) float32 of one size -> N answers, each computed as it would be alone."""
         (features,) = self._session.run(["features"], {"pixels": np.stack(pixels)})
         with np.errstate(all="ignore"):  # what overflows is not finite in the answer, where it is looked for
-            return self._activation(self._head.logits(features))
+            pooled = self._head.pooled(features)
+            probabilities = self._activation(self._head.logits(pooled))
+        return [Answer(*both) for both in zip(probabilities, pooled, strict=True)]

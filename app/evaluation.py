@@ -42,12 +42,15 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answers to a labelled folder: photos, their true classes (N,) and probabilities (N, classes)."""
+    """The answers to a labelled folder: photos, true classes (N,), probabilities (N, classes), familiarity
+    (N,).
+    """
 
     classes: tuple[str, ...]
     photos: tuple[Path, ...]
     truths: npt.NDArray[np.intp]
     probabilities: Float32
+    familiarity: Float32 | None = None
 
     @property
     def answers(self) -> npt.NDArray[np.intp]:
@@ -213,10 +216,17 @@ def _headlines(evaluation: Evaluation) -> list[str]:
         if share
         else f"no unsure_below makes {WANTED:.0%} of the sure answers right"
     )
+    familiar = (
+        f"unfamiliar_below = {np.quantile(evaluation.familiarity, 1 - WANTED):.3f} would leave {WANTED:.0%} "
+        "of them sure"
+        if evaluation.familiarity is not None
+        else "with a proof_url, it would also be said how unfamiliar a photo may be"
+    )
     return [
         f"{evaluation.accuracy:.1%} of {len(evaluation.photos)} photos are named rightly",
         f"calibration error (ECE, {BINS} bins): {evaluation.calibration_error():.3f}",
         suggestion,
+        familiar,
     ]
 
 

@@ -60,16 +60,15 @@ class Head:
     outputs: int
     generation: int
 
-    def logits(self, features: Float32) -> Float32:
-        """(N, C, h, w) feature maps, or (N, C) vectors for a body that pools by itself -> (N, outputs)
-        logits.
-        """
-        x = self._pooled(features)
+    def logits(self, pooled: Float32) -> Float32:
+        """(N, features) of `pooled` -> (N, outputs) logits."""
+        x = pooled
         for layer in self.layers:
             x = layer(x)
         return x
 
-    def _pooled(self, features: Float32) -> Float32:
+    def pooled(self, features: Float32) -> Float32:
+        """(N, C, h, w) feature maps, or (N, C) of a body that pools by itself -> (N, features) vectors."""
         if self.pool == "none":
             return features
         average: Float32 = features.mean(axis=(2, 3), dtype=np.float32)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from app.engine import Answer
 from app.errors import ArchitectureUnknown, ToolMissing
 from app.graphs import COUNTER
 from app.head import BatchNorm, Head, Linear, read_head, sigmoid, softmax
@@ -194,13 +195,15 @@ class LearnerEngine:
     def __init__(
         self,
         model: "torch.nn.Module",
+        head: Head,
         classes: Sequence[str],
         preprocess: Preprocess,
         multi_label: bool = False,
     ) -> None:
-        """Put a model from `rebuild` into a Learner."""
+        """Put a model and its head, from `rebuild`, into a Learner."""
         vision = import_fastai()
         self._torch = importlib.import_module("torch")
+        self._head = head
         self._preprocess = preprocess
         dls = _dataloaders(vision, classes, preprocess)
         loss = vision.BCEWithLogitsLossFlat() if multi_label else vision.CrossEntropyLossFlat()
@@ -213,8 +216,18 @@ class LearnerEngine:
         """A photo as `run` takes it: as it is, or as pixels where only v1 had the pipeline."""
         return self._preprocess(image) if self._preprocess.pipeline == "fastai1" else image
 
-    def run(self, items: Sequence[Any]) -> Float32:
-        """N prepared photos -> (N, classes) float32 probabilities."""
+    def run(self, items: Sequence[Any]) -> list[Answer]:
+        """N prepared photos -> N answers."""
+        maps: list[Float32] = []  # of the body, batch by batch
+        hook = self._learn.model[0].register_forward_hook(lambda *call: maps.append(call[2].numpy()))
+        try:
+            probabilities = self._probabilities(items)
+        finally:
+            hook.remove()
+        features = self._head.pooled(np.concatenate(maps))
+        return [Answer(*both) for both in zip(probabilities, features, strict=True)]
+
+    def _probabilities(self, items: Sequence[Any]) -> Float32:
         if self._preprocess.pipeline == "fastai1":
             with self._torch.no_grad():
                 return self._activation(self._learn.model(self._torch.from_numpy(np.stack(items))).numpy())

@@ -25,7 +25,7 @@ from PIL import Image
 from app.batcher import Batcher
 from app.checkpoint import Checkpoint, read_checkpoint
 from app.download import fetch
-from app.engine import Engine
+from app.engine import Answer, Engine
 from app.errors import BadOutput, CheckpointError, ClassesMismatch, Unavailable
 from app.graphs import find_graph
 from app.head import Head, read_head
@@ -56,10 +56,12 @@ class Prediction:
     """The answer to one photo. `predictions` are all classes, the likeliest first; `result` is its label.
 
     With `multi_label`, `result` is every label from the threshold on, joined by ";" as fastai prints them.
-    """
+    `familiarity` is how much the photo is like the one of the proof that it is most like, from -1 to 1: the
+    cosine of their features; None without a proof."""
 
     result: str
     confidence: float
+    familiarity: float | None
     unsure: bool
     predictions: tuple[Score, ...]
 
@@ -91,6 +93,7 @@ class Predictor:
         prepare: Prepare,
         run: Run,
         metrics: Metrics,
+        known: Float32 | None,
     ) -> None:
         self.card = card
         self._settings = settings
@@ -98,6 +101,7 @@ class Predictor:
         self._batcher = Batcher(run)
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         self._metrics = metrics
+        self._known = known  # (photos, features) of the proof, each of length 1
         self._inside = 0
 
     async def predict(self, data: bytes) -> Prediction:
@@ -109,8 +113,8 @@ class Predictor:
         with self._metrics.seconds.labels("decode").time():
             item = await loop.run_in_executor(self._decoders, self._decode, data)
         with self._metrics.seconds.labels("engine").time():
-            probabilities = await self._batcher.submit(item)
-        return self._prediction(probabilities)
+            answer = await self._batcher.submit(item)
+        return self._prediction(answer)
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -126,17 +130,23 @@ class Predictor:
     def _decode(self, data: bytes) -> Any:
         return self._prepare(decode(data, self._settings.exif))
 
-    def _prediction(self, probabilities: Float32) -> Prediction:
-        """(classes,) probabilities as an answer."""
+    def _prediction(self, answer: Answer) -> Prediction:
+        """The network's answer in words."""
+        probabilities, settings = answer.probabilities, self._settings
         if not np.isfinite(probabilities).all():
             raise BadOutput("The network gave no number for this picture; another picture may do.")
         order = np.argsort(-probabilities, kind="stable")
         scores = tuple(Score(self.card.classes[index], float(probabilities[index])) for index in order)
         confidence = scores[0].score
         result = scores[0].label
-        if self._settings.multi_label:
-            result = ";".join(s.label for s in scores if s.score >= self._settings.threshold)
-        return Prediction(result, confidence, confidence < self._settings.unsure_below, scores)
+        if settings.multi_label:
+            result = ";".join(s.label for s in scores if s.score >= settings.threshold)
+        familiarity = None
+        if self._known is not None:
+            familiarity = float((self._known @ _unit(answer.features)).max())
+        unfamiliar = familiarity is not None and familiarity < settings.unfamiliar_below
+        unsure = confidence < settings.unsure_below or unfamiliar
+        return Prediction(result, confidence, familiarity, unsure, scores)
 
     async def close(self) -> None:
         """Finish what is under way and end the threads."""
@@ -176,7 +186,7 @@ def _open(path: Path, proof: Proof | None, settings: Settings, report: Report, m
 
     report("warming up", None)
     black = Image.new("RGB", preprocess.size)
-    if not np.isfinite(run([prepare(black)])).all():
+    if not np.isfinite(run([prepare(black)])[0].probabilities).all():
         raise CheckpointError(
             f"{path.name} answers a black picture with what is no number: its weights are too large to "
             "compute "
@@ -187,15 +197,21 @@ def _open(path: Path, proof: Proof | None, settings: Settings, report: Report, m
         *(architecture, head.generation, head.outputs, preprocess.pipeline, *preprocess.size),
         *(list(preprocess.mean), list(preprocess.std)),
     )
-    result = None
+    result = known = None
     if proof:
         report("proving", None)
-        result = prove(proof, settings.classes, answerer, preprocess, settings.exif)
+        result, features = prove(proof, settings.classes, answerer, preprocess, settings.exif)
+        known = _unit(features)
         logger.info(
             "the proof agrees: %d photos, largest difference %.5f", result.photos, result.worst_difference
         )
     card = _card(path, checkpoint, settings, architecture, head, preprocess, result)
-    return Predictor(card, settings, prepare, run, metrics)
+    return Predictor(card, settings, prepare, run, metrics, known)
+
+
+def _unit(vectors: Float32) -> Float32:
+    """The same directions with length 1."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)  # type: ignore[no-any-return]
 
 
 def _check_numbers(path: Path, checkpoint: Checkpoint) -> None:
@@ -228,7 +244,7 @@ def _build_learner(checkpoint: Checkpoint, settings: Settings) -> Built:
     _check_classes(head, settings.classes)
 
     def answerer(preprocess: Preprocess) -> tuple[Prepare, Run]:
-        engine = LearnerEngine(model, settings.classes, preprocess, settings.multi_label)
+        engine = LearnerEngine(model, head, settings.classes, preprocess, settings.multi_label)
         return engine.prepare, engine.run
 
     return architecture, head, answerer

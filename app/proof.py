@@ -14,12 +14,13 @@ import numpy.typing as npt
 from msgspec import Meta
 from PIL import Image
 
+from app.engine import Answer
 from app.errors import ProofError, RequestError
 from app.preprocess import METHODS, Exif, Preprocess, decode
 
 Float32 = npt.NDArray[np.float32]
 Prepare = Callable[[Image.Image], Any]  # a decoded photo -> what the engine takes
-Run = Callable[[Sequence[Any]], Float32]  # N of these -> (N, classes) probabilities
+Run = Callable[[Sequence[Any]], list[Answer]]  # N of these -> N answers
 Answerer = Callable[[Preprocess], tuple[Prepare, Run]]  # the engine behind a pipeline
 
 TOLERANCE: Final = 0.02  # of any probability: a notebook on a GPU computes in TF32 or float16
@@ -81,8 +82,9 @@ def read_proof(path: Path) -> Proof:
 
 def prove(
     proof: Proof, classes: Sequence[str], answerer: Answerer, preprocess: Preprocess, exif: Exif
-) -> ProofResult:
-    """Replay the proof through the pipeline that is served.
+) -> tuple[ProofResult, Float32]:
+    """Replay the proof through the pipeline that is served: how well it agrees, and the (photos, features)
+    seen.
 
     Raises ProofError unless all agree: it names the worst photo and the setting that would make them agree.
     """
@@ -92,17 +94,17 @@ def prove(
             "order: "
             f"classes = {msgspec.json.encode(proof.classes).decode()[:1000]}"
         )
-    answers = _answers(proof, answerer, preprocess, exif)
+    answers, features = _answers(proof, answerer, preprocess, exif)
     result = _compare(proof, answers)
     if result.agrees:
-        return result
+        return result, features
     raise ProofError(
         f"{_disagreement(proof, answers, result)} {_diagnosis(proof, answerer, preprocess, exif)}"
     )
 
 
-def _answers(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif) -> Float32:
-    """(photos, classes) probabilities, by the pipeline as given."""
+def _answers(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif) -> tuple[Float32, Float32]:
+    """(photos, classes) probabilities and (photos, features), by the pipeline as given."""
     prepare, run = answerer(preprocess)
     rows = []
     for photo in proof.photos:
@@ -110,7 +112,7 @@ def _answers(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exi
             rows.append(run([prepare(decode(photo.photo, exif))])[0])
         except RequestError as error:
             raise ProofError(f"The photo {photo.name} of the proof cannot be used: {error}") from error
-    return np.stack(rows)
+    return np.stack([row.probabilities for row in rows]), np.stack([row.features for row in rows])
 
 
 def _compare(proof: Proof, answers: Float32) -> ProofResult:
@@ -136,9 +138,9 @@ def _disagreement(proof: Proof, answers: Float32, result: ProofResult) -> str:
 def _diagnosis(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif) -> str:
     """The sentence that names the one setting whose change makes all agree, if there is one."""
     for setting, changed, turned in _suspects(preprocess, exif):
-        if _compare(proof, _answers(proof, answerer, changed, turned)).agrees:
+        if _compare(proof, _answers(proof, answerer, changed, turned)[0]).agrees:
             return f"With {setting} all agree: say so in the settings."
-    if order := _order(proof, _answers(proof, answerer, preprocess, exif)):
+    if order := _order(proof, _answers(proof, answerer, preprocess, exif)[0]):
         return f"With the classes in another order all agree: the checkpoint was trained with {order}."
     return (
         "No single setting makes them agree (tried: exif, pipeline, resize_method, mean and std, "

@@ -76,6 +76,9 @@ class Settings:
     unsure_below: Annotated[
         float, Meta(ge=0, le=1, description="an answer with less confidence is marked unsure")
     ] = 0.0
+    unfamiliar_below: Annotated[
+        float, Meta(ge=0, le=1, description="a photo less like those of the proof is unsure; needs proof_url")
+    ] = 0.0
     max_upload_mb: Annotated[int, Meta(ge=1, le=100, description="larger uploads are refused")] = 10
 
 
@@ -175,6 +178,12 @@ def _check(settings: Settings) -> None:
                 f"The class '{name}' is listed twice; each class is listed once, in notebook order."
             )
         seen.add(name)
+    if settings.unfamiliar_below and not settings.proof_url:
+        raise SettingsError(
+            f"unfamiliar_below is {settings.unfamiliar_below}, but there is no proof_url whose photos a "
+            "photo could be "
+            "like: set it, or take unfamiliar_below out."
+        )
     if not all(map(math.isfinite, settings.mean + settings.std)) or min(settings.std) <= 0:
         raise SettingsError(
             f"mean is {list(settings.mean)} and std {list(settings.std)}; numbers were expected, those of "

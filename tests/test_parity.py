@@ -41,7 +41,7 @@ def served(path: Path, preprocess: Preprocess) -> Callable[[Path], np.ndarray]:
     arrays = read_checkpoint(path).arrays
     graph = find_graph(arrays)
     engine = Engine(graph, arrays, read_head(arrays, graph.channels))
-    return lambda photo: engine.run([preprocess(decode(photo.read_bytes(), "ignore"))])[0]
+    return lambda photo: engine.run([preprocess(decode(photo.read_bytes(), "ignore"))])[0].probabilities
 
 
 def assert_agree(ours: Callable[[Path], np.ndarray], notebook: Callable[[Path], np.ndarray]) -> None:
@@ -97,11 +97,11 @@ def test_v1_files_answer_as_fastai_v1_predicted(v1_predictions: dict[str, np.nda
 
 
 def test_the_fastai_engine_answers_as_fastai_v1_predicted(v1_predictions: dict[str, np.ndarray]) -> None:
-    model, _ = rebuild("squeezenet1_1", read_checkpoint(V1_CHECKPOINT).arrays)
-    engine = LearnerEngine(model, BEARS, Preprocess("fastai1"))
+    model, head = rebuild("squeezenet1_1", read_checkpoint(V1_CHECKPOINT).arrays)
+    engine = LearnerEngine(model, head, BEARS, Preprocess("fastai1"))
     for photo in IMAGES:
         (mine,) = engine.run([engine.prepare(decode(photo.read_bytes(), "ignore"))])
-        assert np.abs(mine - v1_predictions[photo.name]).max() <= 3e-5, photo.name
+        assert np.abs(mine.probabilities - v1_predictions[photo.name]).max() <= 3e-5, photo.name
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -110,12 +110,14 @@ def test_the_fastai_engine_answers_as_the_notebooks_learner(
 ) -> None:
     preprocess = PIPELINES[pipeline][2]
     learn = learner_of(pipeline, "squeezenet1_1", make_learner, vision)
-    model, _ = rebuild("squeezenet1_1", read_checkpoint(learn.save("stage-2", with_opt=False)).arrays)
-    engine = LearnerEngine(model, BEARS, preprocess)
+    model, head = rebuild("squeezenet1_1", read_checkpoint(learn.save("stage-2", with_opt=False)).arrays)
+    engine = LearnerEngine(model, head, BEARS, preprocess)
     photos = IMAGES[::6]
     answers = engine.run([engine.prepare(decode(photo.read_bytes(), "ignore")) for photo in photos])
     for photo, mine in zip(photos, answers, strict=True):
-        assert np.abs(mine - predict(learn)(photo)).max() <= 1e-4, photo.name  # a batch is summed otherwise
+        assert np.abs(mine.probabilities - predict(learn)(photo)).max() <= 1e-4, (
+            photo.name
+        )  # a batch is summed otherwise
 
 
 def test_a_batch_answers_as_its_photos_alone(make_learner: Callable[..., Any], vision: Any) -> None:
@@ -124,5 +126,7 @@ def test_a_batch_answers_as_its_photos_alone(make_learner: Callable[..., Any], v
     graph = find_graph(arrays)
     engine = Engine(graph, arrays, read_head(arrays, graph.channels))
     pixels = [Preprocess()(decode(photo.read_bytes())) for photo in IMAGES[:5]]
-    alone = np.concatenate([engine.run([one]) for one in pixels])
-    np.testing.assert_allclose(engine.run(pixels), alone, atol=1e-5)
+    for together, one in zip(engine.run(pixels), pixels, strict=True):
+        (alone,) = engine.run([one])
+        np.testing.assert_allclose(together.probabilities, alone.probabilities, atol=1e-5)
+        np.testing.assert_allclose(together.features, alone.features, atol=1e-4)

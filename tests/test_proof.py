@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.checkpoint import read_checkpoint
 from app.errors import ProofError
 from app.metrics import Metrics
 from app.predictor import Predictor, open_predictor
+from app.preprocess import Preprocess, decode
 from app.proof import read_proof
 from app.settings import Settings
 from tests.conftest import BEARS, DATA, V1_CHECKPOINT, bears_environment, run_app
@@ -68,6 +70,39 @@ def test_answers_that_agree_are_served_and_the_card_says_how_well(proof: str, en
     assert (result.photos, result.flips) == (len(NAMES), 0)
     assert result.worst_difference <= 1e-4
     assert result.worst_photo in NAMES
+
+
+@pytest.mark.parametrize("engine", ["auto", "fastai"])
+def test_a_photo_of_the_proof_is_wholly_familiar_and_another_less(proof: str, engine: Any) -> None:
+    predictor = opened(proof, unfamiliar_below=0.999, engine=engine)
+
+    async def ask(name: str) -> Any:
+        return await predictor.predict((DATA / "images" / name).read_bytes())
+
+    known, other = (asyncio.run(ask(name)) for name in (NAMES[0], "f02_1bit_400x300.png"))
+    assert known.familiarity == pytest.approx(1, abs=1e-5)
+    assert not known.unsure
+    assert other.familiarity < 0.999
+    assert other.unsure
+
+
+def test_familiarity_is_the_cosine_of_the_features_that_torch_computes(proof: str) -> None:
+    import torch
+
+    from app.learner import rebuild
+
+    photo = (DATA / "images" / "a00_224x224.jpg").read_bytes()
+    model, _ = rebuild("squeezenet1_1", read_checkpoint(V1_CHECKPOINT).arrays)
+
+    def features(data: bytes) -> Any:
+        with torch.no_grad():
+            pixels = torch.from_numpy(Preprocess("fastai1")(decode(data, "ignore")))[None]
+            return model[1][:2](model[0](pixels))
+
+    known = [features((DATA / "images" / name).read_bytes()) for name in NAMES]
+    expected = max(float(torch.cosine_similarity(features(photo), one)) for one in known)
+    answer = asyncio.run(opened(proof).predict(photo))
+    assert answer.familiarity == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,11 @@ def test_an_upload_is_answered_with_all_classes_the_likeliest_first(
 ) -> None:
     answer = bears.post(PHOTO).json()
     expected = v1_predictions["a05_640x480.jpg"]
-    assert answer.keys() == {"result", "confidence", "unsure", "predictions"}
+    assert answer.keys() == {"result", "confidence", "familiarity", "unsure", "predictions"}
     assert answer["result"] == BEARS[expected.argmax()] == answer["predictions"][0]["label"]
     assert answer["confidence"] == pytest.approx(expected.max(), abs=1e-4)
     assert [row["score"] for row in answer["predictions"]] == pytest.approx(sorted(expected)[::-1], abs=1e-4)
-    assert answer["unsure"] is False
+    assert (answer["unsure"], answer["familiarity"]) == (False, None)
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)

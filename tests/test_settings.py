@@ -84,6 +84,7 @@ def test_a_path_is_relative_to_what_says_it(tmp_path: Path, monkeypatch: pytest.
         (TWO_LINES + "mean = [0.5]", r"mean in settings\.toml is \[0\.5\]\. Expected `array` of length 3"),
         (TWO_LINES + "mean = [nan, 0, 0]", "numbers were expected"),
         (TWO_LINES + "std = [inf, 1, 1]", "numbers were expected"),
+        (TWO_LINES + "unfamiliar_below = 0.5", "no proof_url whose photos a photo could be like"),
         (TWO_LINES + "std = [1, 0, 1]", "those of std above 0"),
         (TWO_LINES + 'exif = "rotate"', "Invalid enum value 'rotate'"),
         (TWO_LINES + 'model_sha256 = "abc"', "matching regex"),
