@@ -80,13 +80,13 @@ class Evaluation:
         return matrix
 
     def calibration_error(self) -> float:
-        """The expected calibration error: sum over bins of confidence of n_bin / N * |accuracy - confidence|."""
+        """The expected calibration error: over bins of confidence, sum of n / N * |accuracy - confidence|."""
         bins = np.minimum((self.confidences * BINS).astype(int), BINS - 1)
         gaps = (self.right - self.confidences)[:, None] * (bins[:, None] == np.arange(BINS))
         return float(np.abs(gaps.sum(axis=0)).sum() / len(bins))
 
     def unsure_below(self) -> tuple[float, float]:
-        """The lowest threshold from which on WANTED of the answers are right, and the share of such answers.
+        """The lowest threshold from which on WANTED of the answers are right, and their share.
 
         (1.0, 0.0) where no threshold does.
         """
@@ -113,7 +113,7 @@ class Evaluation:
         ]
 
     def per_class(self) -> list[tuple[str, int, float, float]]:
-        """(class, photos, recall, precision) of each class; not a number where there is nothing to divide by."""
+        """(class, photos, recall, precision) of each class; NaN where there is nothing to divide by."""
         matrix = self.confusion()
         with np.errstate(invalid="ignore"):
             recall, precision = matrix.diagonal() / matrix.sum(axis=1), matrix.diagonal() / matrix.sum(axis=0)

@@ -51,7 +51,7 @@ class DeadlineProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what h11 refuses, as RFC 9457; called where its exception is handled, which says the status."""
+        """Answer what h11 refuses, as RFC 9457; its exception, being handled, says the status."""
         status = getattr(sys.exception(), "error_status_hint", 400)
         self._refuse(status, "header-too-large" if status == 431 else "bad-request", msg)
 

@@ -1,5 +1,6 @@
 """The HTTP contract, against a real server process."""
 
+import asyncio
 import json
 import re
 import socket
@@ -14,7 +15,9 @@ import pytest
 import requests
 
 from app.download import cache_path
+from app.metrics import Metrics
 from app.predictor import MODELS
+from app.server import Edge
 from tests.conftest import (
     BEARS,
     DATA,
@@ -205,6 +208,34 @@ def test_the_page_and_its_parts_are_sent_with_a_strict_policy(bears: ServerProce
     for part in re.findall(r'(?:src|href)="(/[^"]+)"', page.text):
         assert requests.get(bears.url + part, timeout=SECONDS).status_code == 200
     assert not re.search(r"https?://", page.text)  # nothing comes from elsewhere
+
+
+def test_a_mistake_of_the_server_is_a_problem_and_one_traceback_with_its_id(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise ZeroDivisionError("a mistake")
+
+    sent: list[Any] = []
+
+    async def scenario() -> None:
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "headers": []}
+        await Edge(broken, Metrics(), 1000)(scope, receive, send)
+
+    asyncio.run(scenario())
+    start, body = sent
+    identity = dict(start["headers"])[b"x-request-id"].decode()
+    problem = json.loads(body["body"])
+    assert (start["status"], problem["code"], problem["request_id"]) == (500, "internal", identity)
+    assert b"ZeroDivision" not in body["body"]
+    (traceback,) = (record for record in caplog.records if record.exc_info)
+    assert identity in traceback.getMessage()
 
 
 def test_a_line_in_the_log_cannot_be_forged(bears: ServerProcess) -> None:
