@@ -1,0 +1,95 @@
+"""The documents say what is: their tree, their commands, their settings and their figures."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from app.settings import settings_table
+from tests.conftest import ROOT, ServerProcess
+
+README = (ROOT / "README.md").read_text()
+
+
+def tracked() -> list[str]:
+    """The files of the project, without those that are ignored."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("this is no git checkout: the tree of the README is not compared")
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    block = re.search(r"```tree\n(.*?)```", README, re.S)
+    assert block
+    lines = [line for line in block[1].splitlines() if line.strip()]
+    shown, folders = set(), []
+    for line in lines:
+        name, _, comment = line.strip().partition("  ")
+        assert comment.strip() or name.endswith("/"), name
+        folders = [*folders[: (len(line) - len(line.lstrip())) // 2], name]
+        shown.add("".join(folders))
+    collapsed = {
+        name
+        for name in shown
+        if name.endswith("/") and not any(s != name and s.startswith(name) for s in shown)
+    }
+    real = set()
+    for file in tracked():
+        folder = next((name for name in collapsed if file.startswith(name)), None)
+        real.add(folder or file)
+    opened = {name for name in shown if name.endswith("/")} - collapsed
+    assert shown - opened == real
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_settings_table_in_the_readme_is_that_of_the_code() -> None:
+    assert settings_table() in README
+
+
+def test_the_commands_in_the_readme_are_targets_and_commands() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (?:\w+=\S+ )*(\w+)", README, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M)
+
+
+def test_the_curl_line_in_the_readme_gives_the_answer_in_the_readme(
+    start_server: Callable[..., ServerProcess],
+) -> None:
+    server = start_server()
+    server.wait_for("ready after")
+    line = re.search(r"^curl .*$", README, re.M)
+    assert line
+    command = shlex.split(line[0].replace("http://127.0.0.1:8080", server.url))
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert answer.startswith('{"result":"dress","confidence":0.')
+    documented = re.search(r'^\{"result": "dress".*$', README, re.M)
+    assert documented
+
+
+def test_every_decision_is_at_most_ten_lines() -> None:
+    for entry in (ROOT / "docs" / "decisions.md").read_text().split("\n## ")[1:]:
+        assert len(entry.strip().splitlines()) <= 11, entry.splitlines()[0]
+
+
+def test_the_changelog_has_the_version_of_the_code() -> None:
+    from app import __version__
+
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    for document in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), (document.name, target)
