@@ -1,7 +1,8 @@
 """Open a checkpoint safely and say what is inside: named arrays, without torch and without running a pickle.
 
 Knows the two containers `torch.save` has written: the zip of torch >= 1.6, and the legacy file of four
-pickles followed by the raw storages. Does not know architectures, classes or settings."""
+pickles followed by the raw storages. Does not know architectures, classes or settings.
+"""
 
 import mmap
 import struct
@@ -73,8 +74,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             NotImplementedError, OSError, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
         raise CheckpointError(
             f"{path.name} is damaged or no checkpoint ({type(error).__name__}: {str(error)[:120]}); "
-            f"{EXPECTED}. "
-            "Download it again, or save it again."
+            f"{EXPECTED}. Download it again, or save it again."
         ) from error
 
 

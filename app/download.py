@@ -50,7 +50,8 @@ async def fetch(
 
     A download goes to a temporary file of this process, is checked (size, `sha256`, `verify`) and only then
     takes its final name: a reader never meets a half file. Raises DownloadError, ChecksumMismatch, and
-    whatever `verify` raises."""
+    whatever `verify` raises.
+    """
     if not is_url(location):
         path = Path(location)
         if not path.is_file():
@@ -110,10 +111,9 @@ async def _stream(url: str, path: Path, progress: Progress) -> None:
         ):
             if response.status != 200:
                 raise DownloadError(
-                    f"{host} answered {response.status} {response.reason} for model_url; a 200 with the "
-                    "file was "
-                    "expected. Open the link in a private browser window: it must download without signing "
-                    "in."
+                    f"{host} answered {response.status} {response.reason} for model_url; a 200 with the file "
+                    "was expected. Open the link in a private browser window: it must download without "
+                    "signing in."
                 )
             hops = [hop.url.scheme for hop in (*response.history, response)]
             if url.lower().startswith("https:") and set(hops) != {"https"}:
@@ -167,6 +167,5 @@ def _check_sha256(path: Path, expected: str, location: str) -> None:
     if found != expected:
         raise ChecksumMismatch(
             f"The file at {location} has the sha256 {found}, but model_sha256 is {expected}: it is not the "
-            "file that "
-            "was meant. Correct the link, or the setting."
+            "file that was meant. Correct the link, or the setting."
         )

@@ -156,7 +156,8 @@ def against(evaluation: Evaluation, folder: Path, file: Path) -> str:
     """How far the answers are from those that a notebook saved, as a sentence.
 
     The file is JSON: {"classes": [...], "predictions": {"cat/1.jpg": [...], ...}}, paths relative to the
-    folder. Raises StartupError where it is not that."""
+    folder. Raises StartupError where it is not that.
+    """
     try:
         saved = msgspec.json.decode(file.read_bytes(), type=Saved)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -1,7 +1,8 @@
 """What follows the feature map, read off the state dict and computed in numpy: pool, BatchNorm, Linear, ReLU.
 
 Knows the heads of fastai v1 (`create_head` of 1.0: biased Linear layers) and v2 (no bias after a BatchNorm),
-with any number of classes and hidden layers, `concat_pool` or not, `bn_final` or not."""
+with any number of classes and hidden layers, `concat_pool` or not, `bn_final` or not.
+"""
 
 import re
 from collections.abc import Mapping

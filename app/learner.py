@@ -1,7 +1,8 @@
 """The fastai learner: rebuilt from a checkpoint, and exported as a weightless graph.
 
 The only module that imports torch, fastai, timm and onnx, and only inside its functions: serving needs none
-of them."""
+of them.
+"""
 
 import importlib
 import json
@@ -41,8 +42,7 @@ def import_fastai() -> Any:
         package = str(error.name).partition(".")[0]
         raise ToolMissing(
             f"This needs fastai and torch, and {package} is not installed: run `pip install -r "
-            "requirements.txt`. "
-            "Serving a shipped architecture needs neither."
+            "requirements.txt`. Serving a shipped architecture needs neither."
         ) from error
 
 
@@ -78,9 +78,8 @@ def create_body(architecture: str) -> "torch.nn.Module":
         model, _ = vision.create_timm_model(architecture, 2, pretrained=False)
     else:
         raise ArchitectureUnknown(
-            f"Neither torchvision nor fastai nor timm has an architecture '{architecture}'; it is the "
-            "second argument "
-            "of vision_learner(dls, ARCHITECTURE), such as resnet34."
+            f"Neither torchvision nor fastai nor timm has an architecture '{architecture}'; it is the second "
+            "argument of vision_learner(dls, ARCHITECTURE), such as resnet34."
         )
     return model[0].eval()  # type: ignore[no-any-return]
 
@@ -156,7 +155,8 @@ def rebuild(architecture: str, arrays: Mapping[str, npt.NDArray[Any]]) -> "tuple
     """fastai's model with the checkpoint's weights, ready to evaluate, and the head as it was read.
 
     Raises ArchitectureUnknown where the tensors are not those of `architecture`, CheckpointError,
-    ToolMissing."""
+    ToolMissing.
+    """
     vision = import_fastai()
     torch = importlib.import_module("torch")
     body = create_body(architecture)

@@ -57,7 +57,8 @@ class Prediction:
 
     With `multi_label`, `result` is every label from the threshold on, joined by ";" as fastai prints them.
     `familiarity` is how much the photo is like the one of the proof that it is most like, from -1 to 1: the
-    cosine of their features; None without a proof."""
+    cosine of their features; None without a proof.
+    """
 
     result: str
     confidence: float
@@ -108,7 +109,8 @@ class Predictor:
         """The answer to the bytes of one photo.
 
         Raises RequestError: BadRequest, UnsupportedMedia or BadImage for what is no usable picture, BadOutput
-        when the network's answer is no number. Cancelled while it waits, it is not computed."""
+        when the network's answer is no number. Cancelled while it waits, it is not computed.
+        """
         loop = asyncio.get_running_loop()
         with self._metrics.seconds.labels("decode").time():
             item = await loop.run_in_executor(self._decoders, self._decode, data)
@@ -189,8 +191,7 @@ def _open(path: Path, proof: Proof | None, settings: Settings, report: Report, m
     if not np.isfinite(run([prepare(black)])[0].probabilities).all():
         raise CheckpointError(
             f"{path.name} answers a black picture with what is no number: its weights are too large to "
-            "compute "
-            "with. Save a checkpoint from before the training diverged."
+            "compute with. Save a checkpoint from before the training diverged."
         )
     logger.info(
         "serving %s (fastai v%d, %d classes); pipeline %s, %d x %d px, mean %s, std %s",
@@ -210,8 +211,9 @@ def _open(path: Path, proof: Proof | None, settings: Settings, report: Report, m
 
 
 def _unit(vectors: Float32) -> Float32:
-    """The same directions with length 1."""
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)  # type: ignore[no-any-return]
+    """The same directions with length 1; what has no direction, all zeros, stays so and is like nothing."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)  # type: ignore[no-any-return]
 
 
 def _check_numbers(path: Path, checkpoint: Checkpoint) -> None:

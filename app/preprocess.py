@@ -2,7 +2,8 @@
 makes them.
 
 `decode` reads the bytes, `Preprocess` is one of fastai's validation-time pipelines. The numbers in
-parentheses are lines of fastai 2.8.12's vision/augment.py and of fastai 1.0.50's vision/image.py."""
+parentheses are lines of fastai 2.8.12's vision/augment.py and of fastai 1.0.50's vision/image.py.
+"""
 
 import io
 import math
@@ -139,9 +140,8 @@ def _tile_size(image: Image.Image) -> tuple[int, int]:
 
 def _too_large(found: str) -> BadImage:
     return BadImage(
-        f"The picture has {found}; up to {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE:,} on a side "
-        "are read. "
-        "Scale it down and try again.",
+        f"The picture has {found}; up to {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE:,} on a side are "
+        "read. Scale it down and try again.",
         "image-too-large",
     )
 
@@ -185,8 +185,7 @@ class Preprocess:
         if self.method not in METHODS.get(self.pipeline, (self.method,)):
             raise SettingsError(
                 f"resize_method is '{self.method}', which is not reproduced for the pipeline "
-                f"'{self.pipeline}'; with "
-                f"it {' and '.join(METHODS[self.pipeline])} are."
+                f"'{self.pipeline}'; with it {' and '.join(METHODS[self.pipeline])} are."
             )
 
     def __call__(self, image: Image.Image) -> Float32:
@@ -264,7 +263,8 @@ def _resampled(image: Image.Image, target: Size, kept: Size) -> Float32:
     0..1.
 
     An area pre-shrink, then bilinear `grid_sample` (1.0.50: 523-545; 2.8: 350-366). Both are linear and
-    separable: one weight matrix for the rows and one for the columns, of the kept rows and columns alone."""
+    separable: one weight matrix for the rows and one for the columns, of the kept rows and columns alone.
+    """
     source = image.height, image.width
     shrink = min(source[0] / target[0], source[1] / target[1]) / 2
     rows, columns = (_weights(*axis) for axis in zip(source, target, (shrink, shrink), kept, strict=True))

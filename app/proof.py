@@ -1,7 +1,8 @@
 """The proof: photos with the notebook's own probabilities for them, replayed through the served pipeline.
 
 `notebook/deploy_cell.py` writes it. Where the answers differ, the likely causes are tried one by one and the
-one that makes them agree is named. Knows nothing of settings files and requests."""
+one that makes them agree is named. Knows nothing of settings files and requests.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -91,8 +92,7 @@ def prove(
     if tuple(classes) != proof.classes:
         raise ProofError(
             f"The classes in the settings are {', '.join(classes)[:300]}, but the notebook's are, in this "
-            "order: "
-            f"classes = {msgspec.json.encode(proof.classes).decode()[:1000]}"
+            f"order: classes = {msgspec.json.encode(proof.classes).decode()[:1000]}"
         )
     answers, features = _answers(proof, answerer, preprocess, exif)
     result = _compare(proof, answers)
@@ -129,8 +129,7 @@ def _disagreement(proof: Proof, answers: Float32, result: ProofResult) -> str:
     theirs, ours = int(expected.argmax()), int(answers[worst].argmax())
     return (
         f"The proof fails: {result.flips} of {result.photos} photos get another class than in the notebook. "
-        "The worst "
-        f"is {result.worst_photo}: there {proof.classes[theirs]} with {expected[theirs]:.3f}, here "
+        f"The worst is {result.worst_photo}: there {proof.classes[theirs]} with {expected[theirs]:.3f}, here "
         f"{proof.classes[ours]} with {answers[worst][ours]:.3f}."
     )
 
@@ -143,9 +142,9 @@ def _diagnosis(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: E
     if order := _order(proof, _answers(proof, answerer, preprocess, exif)[0]):
         return f"With the classes in another order all agree: the checkpoint was trained with {order}."
     return (
-        "No single setting makes them agree (tried: exif, pipeline, resize_method, mean and std, "
-        "image_size, the "
-        "order of the classes): is this checkpoint of the training that the proof is of? Run the cell again."
+        "No single setting makes them agree (tried: exif, pipeline, resize_method, mean and std, image_size, "
+        "the order of the classes): is this checkpoint of the training that the proof is of? Run the cell "
+        "again."
     )
 
 

@@ -200,8 +200,7 @@ async def read_upload(request: Request) -> bytes:
     else:
         raise UnsupportedMedia(
             f"The content type is '{kind[:80]}'; multipart/form-data with a file, or image/* with the photo "
-            "as the "
-            "body, was expected: curl -F file=@photo.jpg",
+            "as the body, was expected: curl -F file=@photo.jpg",
             "unsupported-media-type",
         )
     if len(data) > limit:

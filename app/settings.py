@@ -181,8 +181,7 @@ def _check(settings: Settings) -> None:
     if settings.unfamiliar_below and not settings.proof_url:
         raise SettingsError(
             f"unfamiliar_below is {settings.unfamiliar_below}, but there is no proof_url whose photos a "
-            "photo could be "
-            "like: set it, or take unfamiliar_below out."
+            "photo could be like: set it, or take unfamiliar_below out."
         )
     if not all(map(math.isfinite, settings.mean + settings.std)) or min(settings.std) <= 0:
         raise SettingsError(

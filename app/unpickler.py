@@ -1,7 +1,8 @@
 """Walk a pickle without running it: a machine over `pickletools.genops` that calls nothing.
 
 A global stays a name, a call becomes a record of the call; only the few calls that rebuild a tensor are
-understood, and they become descriptions of tensors. Knows nothing of files and containers."""
+understood, and they become descriptions of tensors. Knows nothing of files and containers.
+"""
 
 import mmap
 import pickletools
@@ -110,7 +111,8 @@ class Unpickler:
     """Walks pickles that stand one after the other in `source`; `load` returns the next object.
 
     Raises UnsafeCheckpoint at a global that is not in ALLOWED_GLOBALS; ValueError, IndexError, KeyError or
-    TypeError where the pickle is damaged. The memory it takes is bounded by the bytes it reads."""
+    TypeError where the pickle is damaged. The memory it takes is bounded by the bytes it reads.
+    """
 
     source: bytes | mmap.mmap
     storages: dict[str, Storage] = field(default_factory=dict)
@@ -170,8 +172,7 @@ class Unpickler:
         if (module, name) not in ALLOWED_GLOBALS:
             raise UnsafeCheckpoint(
                 f"The file names {module}.{name}, which a file of weights has no use for; nothing of it was "
-                "run. "
-                f"If you trained this model, {SAVE_AGAIN}."
+                f"run. If you trained this model, {SAVE_AGAIN}."
             )
         self.stack.append(Global(module, name))
 

@@ -77,9 +77,8 @@ def find_graph(arrays: Mapping[str, npt.NDArray[Any]], architecture: str = "") -
             )
         if misfits := graphs[architecture].misfits(arrays):
             raise ArchitectureUnknown(
-                f"The file is no {architecture}: {_some(misfits)}. Correct the setting architecture, or "
-                "take it "
-                "out: shipped architectures are recognised."
+                f"The file is no {architecture}: {_some(misfits)}. Correct the setting architecture, or take "
+                "it out: shipped architectures are recognised."
             )
         return graphs[architecture]
     fitting = [graph for graph in graphs.values() if not graph.misfits(arrays)]
@@ -91,8 +90,7 @@ def find_graph(arrays: Mapping[str, npt.NDArray[Any]], architecture: str = "") -
     nearest = min(graphs.values(), key=lambda graph: len(graph.misfits(arrays)))
     raise ArchitectureUnknown(
         f"The tensors in the file fit none of {', '.join(graphs)}; the nearest, {nearest.architecture}, "
-        "differs: "
-        f"{_some(nearest.misfits(arrays))}. {how_to_export('ARCHITECTURE')}"
+        f"differs: {_some(nearest.misfits(arrays))}. {how_to_export('ARCHITECTURE')}"
     )
 
 
