@@ -97,6 +97,7 @@ def _serve(options: argparse.Namespace) -> int:
         host=options.host,
         port=options.port,
         http=DeadlineProtocol,
+        loop="asyncio",  # the same everywhere: uvloop is not among what serving needs, but often there
         ws="none",
         log_config=None,
         access_log=False,  # the application writes one line a request itself
@@ -141,8 +142,6 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    import numpy as np
-
     from app import evaluation
     from app.metrics import Metrics
     from app.predictor import open_predictor
@@ -151,36 +150,16 @@ def _check(options: argparse.Namespace) -> int:
     settings = load_settings(options.settings)
     if settings.multi_label:
         raise StartupError("check needs one right class a photo; multi_label has several.")
-    labelled = evaluation.labelled_photos(options.folder, settings.classes)
+
+    def left_out(path: Path, error: Exception) -> None:
+        print(f"{path} is left out: {error}", file=sys.stderr)
 
     async def run() -> evaluation.Evaluation:
         predictor = await open_predictor(settings, _show_progress, Metrics())
-        photos, truths, rows, familiarity = [], [], [], []
-        for done, (path, truth) in enumerate(labelled):
-            _show_progress("checking", done * 100 // len(labelled))
-            try:
-                prediction = await predictor.predict(path.read_bytes())
-            except (RequestError, OSError) as error:
-                print(f"{path} is left out: {error}", file=sys.stderr)
-                continue
-            scores = {row.label: row.score for row in prediction.predictions}
-            photos.append(path)
-            truths.append(truth)
-            familiarity.append(prediction.familiarity)
-            rows.append([scores[label] for label in settings.classes])
-        await predictor.close()
-        _show_progress("", None)
-        if not photos:
-            raise StartupError(
-                f"None of the {len(labelled)} files in {options.folder} is a photo that can be read."
-            )
-        return evaluation.Evaluation(
-            settings.classes,
-            tuple(photos),
-            np.array(truths),
-            np.array(rows, np.float32),
-            np.array(familiarity, np.float32) if settings.proof_url else None,
-        )
+        try:
+            return await evaluation.evaluate(options.folder, predictor, _show_progress, left_out)
+        finally:
+            await predictor.close()
 
     result = asyncio.run(run())
     print(evaluation.as_text(result))

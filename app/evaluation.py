@@ -1,13 +1,13 @@
 """How good is what is served: from the answers to a labelled folder to figures, as text and as a page.
 
-Knows nothing of how the answers were made.
+Knows nothing of terminals: whoever calls shows the progress and the result.
 """
 
 import base64
 import html
 import io
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from app.errors import StartupError
+from app.errors import RequestError, StartupError
+from app.predictor import Prediction, Predictor
 
 BINS: Final = (
     15  # of the calibration error, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
@@ -150,6 +151,40 @@ def labelled_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, in
     if not photos:
         raise StartupError(f"{folder} has no photos; it needs one sub-folder a class, with photos in it.")
     return photos
+
+
+async def evaluate(
+    folder: Path,
+    predictor: Predictor,
+    report: Callable[[str, int | None], None],
+    left_out: Callable[[Path, Exception], None],
+) -> Evaluation:
+    """Ask a predictor about every photo of a labelled folder; `left_out` hears of files that are no photos.
+
+    Raises StartupError where the folder is not labelled by the classes, or holds no photo.
+    """
+    classes = predictor.card.classes
+    labelled = labelled_photos(folder, classes)
+    answered: list[tuple[Path, int, Prediction]] = []
+    for done, (path, truth) in enumerate(labelled):
+        report("checking", done * 100 // len(labelled))
+        try:
+            answered.append((path, truth, await predictor.predict(path.read_bytes())))
+        except (RequestError, OSError) as error:
+            left_out(path, error)
+    report("", None)
+    if not answered:
+        raise StartupError(f"None of the {len(labelled)} files in {folder} is a photo that can be read.")
+    photos, truths, predictions = zip(*answered, strict=True)
+    scores = [{row.label: row.score for row in prediction.predictions} for prediction in predictions]
+    familiarity = [prediction.familiarity for prediction in predictions]
+    return Evaluation(
+        classes,
+        photos,
+        np.array(truths),
+        np.array([[row[label] for label in classes] for row in scores], np.float32),
+        None if None in familiarity else np.array(familiarity, np.float32),
+    )
 
 
 def against(evaluation: Evaluation, folder: Path, file: Path) -> str:

@@ -12,13 +12,13 @@ APP = ROOT / "app"
 FLOORS = (  # lowest first
     ("errors", "metrics"),
     ("unpickler",),
-    ("download", "form", "preprocess", "checkpoint", "evaluation"),
+    ("download", "form", "preprocess", "checkpoint"),
     ("graphs", "head"),
     ("engine",),
     ("learner", "batcher", "proof"),
     ("settings",),
     ("predictor",),
-    ("protocol", "server"),
+    ("protocol", "server", "evaluation"),
     ("cli",),
     ("__main__",),
 )

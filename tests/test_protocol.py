@@ -49,7 +49,9 @@ def address() -> Iterator[tuple[str, int]]:
             await super().startup(sockets)
             started.set()
 
-    config = uvicorn.Config(echo, port=0, http=Hasty, ws="none", lifespan="off", log_config=None)
+    config = uvicorn.Config(
+        echo, port=0, http=Hasty, loop="asyncio", ws="none", lifespan="off", log_config=None
+    )
     server = Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()

@@ -181,6 +181,16 @@ def test_a_client_that_leaves_in_the_middle_is_one_line_in_the_log(bears: Server
     assert "Traceback" not in "".join(bears.lines)
 
 
+def test_a_client_that_leaves_while_its_photo_is_looked_at_is_one_line_too(bears: ServerProcess) -> None:
+    place, photo = urlsplit(bears.url), image_bytes("b01_12mp_3000x4000.jpg")  # a tenth of a second to decode
+    head = "POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+    head += f"Content-Length: {len(photo)}\r\n\r\n"
+    with socket.create_connection((place.hostname, place.port), timeout=SECONDS) as client:
+        client.sendall(head.encode() + photo)
+    bears.wait_for("POST /analyze 0 client-disconnect")
+    assert bears.post(PHOTO).status_code == 200
+
+
 def test_unknown_addresses_and_methods_are_problems_too(bears: ServerProcess) -> None:
     assert_problem(requests.get(f"{bears.url}/nowhere", timeout=SECONDS), 404, "not-found")
     assert_problem(requests.get(f"{bears.url}/static/nothing.js", timeout=SECONDS), 404, "not-found")
