@@ -27,7 +27,8 @@ def deploy(learn, photos=12, side=512):
     if isinstance(learn.loss_func, BCEWithLogitsLossFlat):
         out |= {"multi_label": True, "threshold": learn.loss_func.thresh}
     proof = {"classes": out["classes"], "photos": []}
-    for i in range(min(photos, len(valid.dataset))):
+    count = len(valid.dataset)
+    for i in range(0, count, max(1, count // photos))[:photos]:  # from all over: folders come class by class
         image, file = valid.dataset.tls[0][i], io.BytesIO()  # as the notebook reads it, before any transform
         image.thumbnail((side, side))
         image.save(file, "PNG")

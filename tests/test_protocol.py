@@ -19,7 +19,7 @@ class Hasty(DeadlineProtocol):
     """The same protocol with less patience."""
 
     header_seconds = 0.5
-    body_seconds = 0.5
+    body_seconds = 1.0
     body_bytes = 1000
 
 
@@ -111,8 +111,8 @@ def test_a_slow_but_steady_upload_is_let_through(address: tuple[str, int]) -> No
     with connect(address) as client:
         client.sendall(START)
         client.settimeout(0.15)
-        for _ in range(10):
-            client.sendall(b"x" * 10_000)
+        for _ in range(20):
+            client.sendall(b"x" * 5_000)
             try:
                 client.recv(1)
                 break
