@@ -1,6 +1,7 @@
 """The HTTP contract, against a real server process."""
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -49,10 +50,14 @@ def assert_problem(answer: requests.Response, status: int, code: str) -> dict[st
 def raw(server: ServerProcess, *parts: bytes) -> bytes:
     """Send bytes as they are and read all that comes back."""
     place = urlsplit(server.url)
-    with socket.create_connection((place.hostname, place.port), timeout=SECONDS) as client:
+    answer = b""
+    with (
+        socket.create_connection((place.hostname, place.port), timeout=SECONDS) as client,
+        # a server that closes with bytes of ours unread resets the connection; its answer came before
+        contextlib.suppress(ConnectionResetError, BrokenPipeError),
+    ):
         for part in parts:
             client.sendall(part)
-        answer = b""
         while chunk := client.recv(65536):
             answer += chunk
     return answer
@@ -128,7 +133,10 @@ def test_a_raw_image_body_is_an_upload(bears: ServerProcess) -> None:
         ({"files": {"file": ("photo.jpg", PHOTO[:30000])}}, 422, "truncated-image"),
         ({"files": {"file": ("photo.jpg", b"x" * 10_500_000)}}, 413, "payload-too-large"),
         (
-            {"data": iter([b"x" * 1_000_000] * 11), "headers": {"Content-Type": "image/png"}},
+            {
+                "data": iter([*[b"x" * 1_000_000] * 10, b"x" * 100_000]),
+                "headers": {"Content-Type": "image/png"},
+            },
             413,
             "payload-too-large",
         ),
@@ -153,14 +161,14 @@ def test_a_body_that_nobody_wants_is_not_read_to_its_end(bears: ServerProcess, p
     head = (
         f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
-    answer = raw(bears, head.encode(), b"5\r\nhello\r\n")  # and no end: the server closes
+    answer = raw(bears, head.encode() + b"5\r\nhello\r\n")  # and no end: the server closes
     assert answer.startswith(b"HTTP/1.1 4")
     assert b"connection: close" in answer.lower()
 
 
 def test_what_is_no_http_is_a_problem_too(bears: ServerProcess) -> None:
     assert b'"code": "bad-request"' in raw(bears, b"hello\r\n\r\n")
-    large = raw(bears, b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 100_000)
+    large = raw(bears, b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 70_000)
     assert large.startswith(b"HTTP/1.1 431 ")
     assert b"application/problem+json" in large
 
