@@ -73,7 +73,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OverflowError, MemoryError,
             NotImplementedError, OSError, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
         raise CheckpointError(
-            f"{path.name} is damaged or no checkpoint ({type(error).__name__}: {str(error)[:120]}); "
+            f"The file is damaged or no checkpoint ({type(error).__name__}: {str(error)[:120]}); "
             f"{EXPECTED}. Download it again, or save it again."
         ) from error
 
@@ -87,7 +87,7 @@ def check_signature(path: Path) -> None:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     found, remedy = _impostor(start)
     if found:
-        raise CheckpointError(f"{path.name} is {found}, but {EXPECTED}: {remedy}.")
+        raise CheckpointError(f"The file is {found}, but {EXPECTED}: {remedy}.")
 
 
 def _impostor(start: bytes) -> tuple[str, str]:
@@ -116,25 +116,23 @@ def _read_zip(path: Path, data: mmap.mmap) -> tuple[Any, Fetch]:
         entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise CheckpointError(
-            f"{path.name} is a zip file without the data.pkl that torch writes; {EXPECTED}."
-        )
+        raise CheckpointError(f"The file is a zip file without the data.pkl that torch writes; {EXPECTED}.")
     root = pickles[0].removesuffix("data.pkl")
 
     def content(name: str) -> memoryview:
         info = entries[root + name]
         if info.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(
-                f"{path.name} was compressed by a zip program; deploy the file that torch wrote."
+                "The file was compressed by a zip program; deploy the file that torch wrote."
             )
         name_length, extra_length = struct.unpack_from("<HH", data, info.header_offset + 26)
         start = info.header_offset + 30 + name_length + extra_length  # APPNOTE.TXT 4.3.7, local file header
         return memoryview(data)[start : start + info.file_size]
 
     if root + "byteorder" in entries and bytes(content("byteorder")) != b"little":
-        raise CheckpointError(f"{path.name} was written on a big-endian machine, which is not read.")
+        raise CheckpointError("The file was written on a big-endian machine, which is not read.")
     if root + "constants.pkl" in entries:
-        raise CheckpointError(f"{path.name} is a TorchScript archive, but {EXPECTED}: {SAVE_AGAIN}.")
+        raise CheckpointError(f"The file is a TorchScript archive, but {EXPECTED}: {SAVE_AGAIN}.")
 
     def fetch(storage: Storage) -> Array:
         return _numbers(content(f"data/{storage.key}"), storage, 0)

@@ -179,7 +179,7 @@ async def open_predictor(settings: Settings, report: Report, metrics: Metrics) -
 def _open(path: Path, proof: Proof | None, settings: Settings, report: Report, metrics: Metrics) -> Predictor:
     """What follows the download, read downwards: checkpoint, engine, warm-up, proof."""
     checkpoint = read_checkpoint(path)
-    _check_numbers(path, checkpoint)
+    _check_numbers(checkpoint)
     report("building", None)
     build = _build_learner if settings.engine == "fastai" else _build_engine
     architecture, head, answerer = build(checkpoint, settings)
@@ -190,7 +190,7 @@ def _open(path: Path, proof: Proof | None, settings: Settings, report: Report, m
     black = Image.new("RGB", preprocess.size)
     if not np.isfinite(run([prepare(black)])[0].probabilities).all():
         raise CheckpointError(
-            f"{path.name} answers a black picture with what is no number: its weights are too large to "
+            "The checkpoint answers a black picture with what is no number: its weights are too large to "
             "compute with. Save a checkpoint from before the training diverged."
         )
     logger.info(
@@ -216,12 +216,12 @@ def _unit(vectors: Float32) -> Float32:
     return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)  # type: ignore[no-any-return]
 
 
-def _check_numbers(path: Path, checkpoint: Checkpoint) -> None:
+def _check_numbers(checkpoint: Checkpoint) -> None:
     for name, array in checkpoint.arrays.items():
         if not np.isfinite(array).all():
             raise CheckpointError(
-                f"{path.name} holds weights that are no numbers (NaN or infinite, in {name}): the training "
-                "diverged. Save a checkpoint from before it did."
+                f"The checkpoint holds weights that are no numbers (NaN or infinite, in {name}): the "
+                "training diverged. Save a checkpoint from before it did."
             )
 
 

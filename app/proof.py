@@ -69,15 +69,15 @@ class ProofResult:
 def read_proof(path: Path) -> Proof:
     """Read proof.json. Raises ProofError where it is not what the notebook cell writes."""
     if path.stat().st_size > MAX_BYTES:
-        raise ProofError(f"{path.name} has over {MAX_BYTES:,} bytes; a dozen scaled-down photos are enough.")
+        raise ProofError(f"The proof has over {MAX_BYTES:,} bytes; a dozen scaled-down photos are enough.")
     try:
         proof = msgspec.json.decode(path.read_bytes(), type=Proof)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProofError(f"{path.name} is no proof.json as the notebook cell writes it: {error}.") from error
-    if any(len(photo.probabilities) != len(proof.classes) for photo in proof.photos):
         raise ProofError(
-            f"{path.name} has photos with other than {len(proof.classes)} probabilities: damaged."
-        )
+            f"The file at proof_url is no proof.json as the notebook cell writes it: {error}."
+        ) from error
+    if any(len(photo.probabilities) != len(proof.classes) for photo in proof.photos):
+        raise ProofError(f"The proof has photos with other than {len(proof.classes)} probabilities: damaged.")
     return proof
 
 

@@ -44,7 +44,7 @@ def test_predict_prints_a_line_a_photo_and_names_those_it_cannot_read() -> None:
             {"APP_MODEL_URL": "/nowhere/stage-2.pth"},
             "/nowhere/stage-2.pth does not exist; the path of a file was expected, or a link",
         ),
-        ({"APP_MODEL_URL": str(DATA / "v1" / "meta.json")}, "meta.json is a JSON text"),
+        ({"APP_MODEL_URL": str(DATA / "v1" / "meta.json")}, "The file is a JSON text"),
         ({"APP_IMAGE_SIZE": "big"}, "The variable APP_IMAGE_SIZE is 'big'"),
         ({"APP_CLASES": "a,b"}, "Did you mean 'classes'?"),
     ],
