@@ -171,7 +171,7 @@ async def open_predictor(settings: Settings, report: Report, metrics: Metrics) -
     proof = None
     if settings.proof_url:
         file = await fetch(settings.proof_url, MODELS, verify=read_proof, progress=progress)
-        proof = read_proof(file)
+        proof = await asyncio.to_thread(read_proof, file)  # megabytes of base64: not on the event loop
     report("reading", None)
     return await asyncio.to_thread(partial(_open, path, proof, settings, report, metrics))
 
