@@ -1,10 +1,7 @@
-"""The Starlette application: routes, lifespan, one error handler, and the limits at the edge."""
+"""The Starlette application: routes, lifespan, and how an upload is read."""
 
 import asyncio
 import dataclasses
-import logging
-import secrets
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -12,82 +9,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import PayloadTooLarge, RequestError, StartupError, Unavailable, UnsupportedMedia
+from app.edge import Edge, failed_request, failed_route, too_large
+from app.errors import RequestError, StartupError, UnsupportedMedia
 from app.form import read_form
 from app.metrics import Metrics
-from app.predictor import Predictor, open_predictor
+from app.service import STARTING_RETRY, Service
 from app.settings import Settings
 
 VIEW: Final = Path(__file__).parent / "view"
 FORM_OVERHEAD: Final = 64 * 1024  # what a multipart body may have around the file: boundaries, other fields
-STARTING_RETRY: Final = 2  # seconds
-CONTENT_POLICY: Final = "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'"
-CODES: Final = {404: "not-found", 405: "method-not-allowed"}
-
-logger = logging.getLogger(__name__)
-
-
-class Service:
-    """What the requests share: the predictor once it is open, and until then how far opening has come."""
-
-    def __init__(
-        self, settings: Settings, metrics: Metrics, on_failure: Callable[[StartupError], None]
-    ) -> None:
-        self.settings = settings
-        self.metrics = metrics
-        self._on_failure = on_failure
-        self._predictor: Predictor | None = None
-        self.phase = "starting"
-        self.percent: int | None = None
-
-    @property
-    def predictor(self) -> Predictor:
-        """The open predictor. Raises Unavailable while there is none."""
-        if self._predictor is None:
-            percent = "" if self.percent is None else f", {self.percent} %"
-            raise Unavailable(
-                f"The model is not ready yet ({self.phase}{percent}); try again in a moment.",
-                "model-loading",
-                retry_after=STARTING_RETRY,
-            )
-        return self._predictor
-
-    def report(self, phase: str, percent: int | None) -> None:
-        """Hear how far opening has come."""
-        if phase != self.phase:
-            logger.info("%s", phase)
-        self.phase, self.percent = phase, percent
-
-    async def open(self) -> None:
-        """Open the predictor; a failure is logged as one sentence and handed to `on_failure`."""
-        start = time.monotonic()
-        try:
-            self._predictor = await open_predictor(self.settings, self.report, self.metrics)
-        except Exception as error:  # an unforeseen one must not leave a server that waits for ever
-            self.report("failed", None)
-            if not isinstance(error, StartupError):
-                logger.exception("the model could not be opened")
-                error = StartupError(
-                    f"the model could not be opened ({type(error).__name__}): a bug; please report it"
-                )
-            self._on_failure(error)
-        else:
-            self.report("ready", 100)
-            logger.info("ready after %.2f s", time.monotonic() - start)
-
-    async def close(self) -> None:
-        """Let what is under way finish."""
-        if self._predictor is not None:
-            await self._predictor.close()
 
 
 def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -> Starlette:
@@ -206,122 +143,3 @@ async def read_upload(request: Request) -> bytes:
     if len(data) > limit:
         raise too_large(limit)
     return data
-
-
-def too_large(limit: int) -> PayloadTooLarge:
-    """The refusal of an upload over `limit` bytes."""
-    return PayloadTooLarge(
-        f"The upload is over {limit / 1_000_000:.0f} MB, which is the limit here; send a smaller photo."
-    )
-
-
-# --- failures: RFC 9457 ------------------------------------------------------------------------------------
-
-
-def problem(
-    request: Request, status: int, code: str, detail: str, headers: dict[str, str] | None = None
-) -> Response:
-    """An error answer. `about:blank`: the status is the type; `code` tells more, from a closed set."""
-    body = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "request_id": request.scope["request_id"],
-    }
-    request.scope["code"] = code
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
-
-
-async def failed_request(request: Request, error: RequestError) -> Response:
-    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
-    return problem(request, error.status, error.code, str(error), headers)
-
-
-async def failed_route(request: Request, error: HTTPException) -> Response:
-    code = CODES.get(error.status_code, "bad-request")
-    detail = {
-        404: "There is nothing at this address; the page is at /, the API at POST /analyze.",
-        405: f"{request.method} is not for this address.",
-    }.get(error.status_code, error.detail)
-    return problem(request, error.status_code, code, detail, dict(error.headers or {}))
-
-
-# --- the edge ----------------------------------------------------------------------------------------------
-
-
-class Edge:
-    """Around every request: an id, a limit on the body as it streams, security headers, one log line, a
-    count.
-    """
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body: int) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._max_body = max_body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI interface."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        scope["request_id"] = secrets.token_hex(8)
-        start, status = time.monotonic(), 0
-        body = _Body(scope, receive, self._max_body)
-
-        async def send_marked(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = scope["request_id"]
-                headers["x-content-type-options"] = "nosniff"
-                headers["referrer-policy"] = "no-referrer"
-                headers["content-security-policy"] = CONTENT_POLICY
-                if not body.ended:
-                    headers["connection"] = "close"  # or the rest of the body would be read, however long
-            await send(message)
-
-        try:
-            await self._app(scope, body.receive, send_marked)
-        except ClientDisconnect:
-            scope["code"] = "client-disconnect"
-        except Exception:
-            logger.exception("a mistake of the server in the request %s", scope["request_id"])
-            if status == 0:
-                detail = "The server made a mistake; it is in its log under the request id."
-                await problem(Request(scope), 500, "internal", detail)(scope, receive, send_marked)
-        finally:
-            code = scope.get("code", "")
-            self._metrics.requests.labels(str(status), code).inc()
-            path = scope.get("raw_path", b"").decode("latin-1")[:200]  # still escaped, as it came
-            seconds = time.monotonic() - start
-            logger.info(
-                "%s %s %d %s %.3fs %s", scope["method"], path, status, code, seconds, scope["request_id"]
-            )
-
-
-class _Body:
-    """A request's body as it streams in: `receive` raises PayloadTooLarge as soon as it is, or says it will
-    be, over the limit; `ended` once all of it has been received.
-    """
-
-    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
-        headers = Headers(scope=scope)
-        self._receive = receive
-        self._limit = limit
-        self._declared = headers.get("content-length", "0")
-        self._received = 0
-        self.ended = self._declared == "0" and "transfer-encoding" not in headers
-
-    async def receive(self) -> Message:
-        """The next message of the body."""
-        if int(self._declared) > self._limit:
-            raise too_large(self._limit)
-        message = await self._receive()
-        self._received += len(message.get("body", b""))
-        self.ended = self.ended or not message.get("more_body", False)
-        if self._received > self._limit:
-            raise too_large(self._limit)
-        return message

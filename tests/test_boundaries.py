@@ -18,13 +18,14 @@ FLOORS = (  # lowest first
     ("learner", "batcher", "proof"),
     ("settings",),
     ("predictor",),
-    ("protocol", "server", "evaluation"),
+    ("service", "edge", "evaluation"),
+    ("protocol", "server"),
     ("cli",),
     ("__main__",),
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 KEEPERS = {  # foreign packages that only these modules may import
-    "starlette": {"server"},
+    "starlette": {"edge", "server"},
     "uvicorn": {"protocol", "cli"},
     "pickletools": {"unpickler"},
     "python_multipart": {"form"},

@@ -16,9 +16,9 @@ import pytest
 import requests
 
 from app.download import cache_path
+from app.edge import Edge
 from app.metrics import Metrics
 from app.predictor import MODELS
-from app.server import Edge
 from tests.conftest import (
     BEARS,
     DATA,
