@@ -116,7 +116,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from app.metrics import Metrics
-    from app.predictor import open_predictor
+    from app.opening import open_predictor
 
     logging.getLogger().setLevel(logging.WARNING)
 
@@ -144,7 +144,7 @@ def _predict(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from app import evaluation
     from app.metrics import Metrics
-    from app.predictor import open_predictor
+    from app.opening import open_predictor
 
     logging.getLogger().setLevel(logging.WARNING)
     settings = load_settings(options.settings)

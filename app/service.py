@@ -7,7 +7,8 @@ from typing import Final
 
 from app.errors import StartupError, Unavailable
 from app.metrics import Metrics
-from app.predictor import Predictor, open_predictor
+from app.opening import open_predictor
+from app.predictor import Predictor
 from app.settings import Settings
 
 STARTING_RETRY: Final = 2  # seconds

@@ -18,6 +18,7 @@ FLOORS = (  # lowest first
     ("learner", "batcher", "proof"),
     ("settings",),
     ("predictor",),
+    ("opening",),
     ("service", "edge", "evaluation"),
     ("protocol", "server"),
     ("cli",),

@@ -19,7 +19,8 @@ from app.errors import (
     Unavailable,
 )
 from app.metrics import Metrics
-from app.predictor import Prediction, Predictor, open_predictor
+from app.opening import open_predictor
+from app.predictor import Prediction, Predictor
 from app.settings import Settings
 from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT, image_bytes
 

@@ -13,7 +13,8 @@ import pytest
 from app.checkpoint import read_checkpoint
 from app.errors import ProofError
 from app.metrics import Metrics
-from app.predictor import Predictor, open_predictor
+from app.opening import open_predictor
+from app.predictor import Predictor
 from app.preprocess import Preprocess, decode
 from app.proof import read_proof
 from app.settings import Settings
