@@ -9,8 +9,9 @@ import logging
 import os
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import aiohttp
 
@@ -25,6 +26,16 @@ MAX_REDIRECTS: Final = 10
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True)
+class Fetched(Generic[Content]):
+    """A file that is here and passed: where, its sha256 (hexadecimal), and what `verify` made of it."""
+
+    path: Path
+    sha256: str
+    content: Content
 
 
 def is_url(location: str) -> bool:
@@ -42,11 +53,11 @@ async def fetch(
     folder: Path,
     *,
     sha256: str = "",
-    verify: Callable[[Path], object],
+    verify: Callable[[Path], Content],
     progress: Progress,
-) -> Path:
-    """The path of the file at `location`, a link or a path; a link is downloaded into `folder` unless it was
-    before.
+) -> Fetched[Content]:
+    """The file at `location`, a link or a path, and what `verify` makes of it; a link is downloaded into
+    `folder` unless it was before.
 
     A download goes to a temporary file of this process, is checked (size, `sha256`, `verify`) and only then
     takes its final name: a reader never meets a half file. Raises DownloadError, ChecksumMismatch, and
@@ -59,18 +70,15 @@ async def fetch(
             raise DownloadError(
                 f"{path} {what}; the path of a file was expected, or a link that begins with https://."
             )
-        await asyncio.to_thread(_check, path, sha256, location, verify)
-        return path
+        return await asyncio.to_thread(_check, path, sha256, location, verify)
     path = cache_path(location, folder)
     if path.exists():
         try:
-            await asyncio.to_thread(_check, path, sha256, location, verify)
-            return path
+            return await asyncio.to_thread(_check, path, sha256, location, verify)
         except StartupError as error:
             logger.warning("the kept file is not used but downloaded again: %s", error)
     _make_folder(folder)
-    await _download(location, path, sha256, verify, progress)
-    return path
+    return await _download(location, path, sha256, verify, progress)
 
 
 def _make_folder(folder: Path) -> None:
@@ -85,13 +93,15 @@ def _unwritable(folder: Path, error: OSError) -> DownloadError:
 
 
 async def _download(
-    url: str, path: Path, sha256: str, verify: Callable[[Path], object], progress: Progress
-) -> None:
+    url: str, path: Path, sha256: str, verify: Callable[[Path], Content], progress: Progress
+) -> Fetched[Content]:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         await _stream(url, temporary, progress)
         await asyncio.to_thread(_check, temporary, sha256, url, verify)
         os.replace(temporary, path)
+        # read anew: Windows renames no file that is still mapped
+        return await asyncio.to_thread(_check, path, sha256, url, verify)
     except OSError as error:
         raise _unwritable(path.parent, error) from error
     finally:
@@ -153,19 +163,16 @@ async def _write(response: aiohttp.ClientResponse, path: Path, progress: Progres
     return received
 
 
-def _check(path: Path, sha256: str, location: str, verify: Callable[[Path], object]) -> None:
-    """Raise ChecksumMismatch, or whatever `verify` raises."""
-    _check_sha256(path, sha256, location)
-    verify(path)
-
-
-def _check_sha256(path: Path, expected: str, location: str) -> None:
-    if not expected:
-        return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+def _check(path: Path, expected: str, location: str, verify: Callable[[Path], Content]) -> Fetched[Content]:
+    """The file, if its sha256 is the `expected` one. Raises DownloadError and what `verify` raises."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DownloadError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if expected not in ("", found):
         raise ChecksumMismatch(
             f"The file at {location} has the sha256 {found}, but model_sha256 is {expected}: it is not the "
             "file that was meant. Correct the link, or the setting."
         )
+    return Fetched(path, found, verify(path))

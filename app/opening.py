@@ -1,7 +1,6 @@
 """From the settings to a Predictor: download, read, build, warm up, prove."""
 
 import asyncio
-import hashlib
 import logging
 import platform
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from app.checkpoint import Checkpoint, read_checkpoint
-from app.download import fetch
+from app.download import Fetched, fetch
 from app.engine import Engine
 from app.errors import CheckpointError, ClassesMismatch
 from app.graphs import find_graph
@@ -41,20 +40,21 @@ async def open_predictor(settings: Settings, report: Report, metrics: Metrics) -
     def progress(done: int, total: int | None) -> None:
         report("downloading", done * 100 // total if total else None)
 
-    path = await fetch(
+    fetched = await fetch(
         settings.model_url, MODELS, sha256=settings.model_sha256, verify=read_checkpoint, progress=progress
     )
     proof = None
     if settings.proof_url:
-        file = await fetch(settings.proof_url, MODELS, verify=read_proof, progress=progress)
-        proof = await asyncio.to_thread(read_proof, file)  # megabytes of base64: not on the event loop
+        proof = (await fetch(settings.proof_url, MODELS, verify=read_proof, progress=progress)).content
     report("reading", None)
-    return await asyncio.to_thread(partial(_open, path, proof, settings, report, metrics))
+    return await asyncio.to_thread(partial(_open, fetched, proof, settings, report, metrics))
 
 
-def _open(path: Path, proof: Proof | None, settings: Settings, report: Report, metrics: Metrics) -> Predictor:
-    """What follows the download, read downwards: checkpoint, engine, warm-up, proof."""
-    checkpoint = read_checkpoint(path)
+def _open(
+    fetched: Fetched[Checkpoint], proof: Proof | None, settings: Settings, report: Report, metrics: Metrics
+) -> Predictor:
+    """What follows the download, read downwards: engine, warm-up, proof."""
+    checkpoint = fetched.content
     _check_numbers(checkpoint)
     report("building", None)
     build = _build_learner if settings.engine == "fastai" else _build_engine
@@ -82,7 +82,7 @@ def _open(path: Path, proof: Proof | None, settings: Settings, report: Report, m
         logger.info(
             "the proof agrees: %d photos, largest difference %.5f", result.photos, result.worst_difference
         )
-    card = _card(path, checkpoint, settings, architecture, head, preprocess, result)
+    card = _card(fetched, settings, architecture, head, preprocess, result)
     return Predictor(card, settings, prepare, run, metrics, known)
 
 
@@ -155,16 +155,13 @@ def _preprocess(settings: Settings, head: Head) -> Preprocess:
 
 
 def _card(
-    path: Path,
-    checkpoint: Checkpoint,
+    fetched: Fetched[Checkpoint],
     settings: Settings,
     architecture: str,
     head: Head,
     preprocess: Preprocess,
     proof: ProofResult | None,
 ) -> ModelCard:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     packages = (
         ("onnxruntime", "numpy", "pillow") if settings.engine == "auto" else ("fastai", "torch", "pillow")
     )
@@ -172,12 +169,12 @@ def _card(
         architecture=architecture,
         classes=settings.classes,
         fastai=head.generation,
-        container=checkpoint.container,
+        container=fetched.content.container,
         engine="onnxruntime" if settings.engine == "auto" else settings.engine,
         preprocess=preprocess,
         exif=settings.exif,
         proof=proof,
-        sha256=sha256,
-        bytes=path.stat().st_size,
+        sha256=fetched.sha256,
+        bytes=fetched.path.stat().st_size,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
     )

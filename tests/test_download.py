@@ -24,7 +24,8 @@ def get(
         if seen is not None:
             seen.append((done, total))
 
-    return asyncio.run(fetch(location, folder, sha256=sha256, verify=check_signature, progress=progress))
+    fetched = asyncio.run(fetch(location, folder, sha256=sha256, verify=check_signature, progress=progress))
+    return fetched.path
 
 
 def whole(handler: Handler) -> None:
@@ -157,7 +158,7 @@ def test_two_downloads_at_once_both_get_the_whole_file(tmp_path: Path) -> None:
     async def both(url: str) -> list[Path]:
         one = fetch(url, tmp_path, verify=check_signature, progress=lambda done, total: None)
         other = fetch(url, tmp_path, verify=check_signature, progress=lambda done, total: None)
-        return await asyncio.gather(one, other)
+        return [fetched.path for fetched in await asyncio.gather(one, other)]
 
     with serving(whole) as (url, asked):
         paths = asyncio.run(both(f"{url}/stage-2.pth"))
