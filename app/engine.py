@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from app.graphs import Graph
 from app.head import Head, sigmoid, softmax
+
+# From 1.29 on, ONNX Runtime's own builds for Linux tell Microsoft of every model that is opened, unless this
+# is set before the library is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
 
 Float32 = npt.NDArray[np.float32]
 

@@ -1,13 +1,16 @@
 """The command line: what it prints, and how it ends."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import DATA, SECONDS, V1_CHECKPOINT, ServerProcess, bears_environment, run_app
+from tests.conftest import DATA, ROOT, SECONDS, V1_CHECKPOINT, ServerProcess, bears_environment, run_app
 from tests.http_server import send, serving
 
 PHOTO = str(DATA / "images" / "a05_640x480.jpg")
@@ -91,3 +94,12 @@ def test_help_names_every_command() -> None:
     ended = run_app("--help")
     assert ended.returncode == 0
     assert all(command in ended.stdout for command in ("serve", "predict", "check", "graph"))
+
+
+def test_nothing_is_noted_down_about_who_uses_it(tmp_path: Path) -> None:
+    # ONNX Runtime's telemetry would keep a device id and what is to be sent; where CI is set it is off anyway
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    command = [sys.executable, "-m", "app", "predict", PHOTO]
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run(command, cwd=ROOT, env=environment | bears_environment() | home, check=True)
+    assert list(tmp_path.rglob("*")) == []
