@@ -56,7 +56,18 @@ class Engine:
 
     def run(self, pixels: Sequence[Float32]) -> list[Answer]:
         """N arrays (3, H, W) float32 of one size -> N answers, each computed as it would be alone."""
+        return self._answers(self._features(pixels))
+
+    def look(self, pixels: Float32) -> tuple[Answer, Float32]:
+        """One (3, H, W) array -> its answer, and the feature map (C, h, w) behind it."""
+        features = self._features([pixels])
+        return self._answers(features)[0], features[0]
+
+    def _features(self, pixels: Sequence[Float32]) -> Float32:
         (features,) = self._session.run(["features"], {"pixels": np.stack(pixels)})
+        return features  # type: ignore[no-any-return]
+
+    def _answers(self, features: Float32) -> list[Answer]:
         with np.errstate(all="ignore"):  # what overflows is not finite in the answer, where it is looked for
             pooled = self._head.pooled(features)
             probabilities = self._activation(self._head.logits(pooled))

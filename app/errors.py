@@ -17,6 +17,7 @@
        |- UnsupportedMedia 415       `code`: unsupported-media-type, unrecognised-image, format-not-allowed
        |- BadImage 422               `code`: image-too-large, truncated-image, corrupt-image
        |- BadOutput 500
+       |- NotExplained 501             there is no heat map of this network
        `- Unavailable 503            `code`: model-loading, overloaded; always with `retry_after`
 
 A message says what was found, what was expected, and what to do.
@@ -114,6 +115,13 @@ class BadOutput(RequestError):
 
     status = 500
     code = "bad-output"
+
+
+class NotExplained(RequestError):
+    """The network that is served has no map of features from which to say where it looked."""
+
+    status = 501
+    code = "not-explained"
 
 
 class Unavailable(RequestError):

@@ -35,6 +35,10 @@ class BatchNorm:
     def __call__(self, x: Float32) -> Float32:
         return x * self.scale + self.shift
 
+    def gradient(self, x: Float32, behind: Float32) -> Float32:
+        """The gradient by `x`, from the one behind this layer; both (N, features)."""
+        return behind * self.scale
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -47,6 +51,11 @@ class Linear:
     def __call__(self, x: Float32) -> Float32:
         y: Float32 = x @ self.weight.T + self.bias
         return np.maximum(y, 0, out=y) if self.relu else y
+
+    def gradient(self, x: Float32, behind: Float32) -> Float32:
+        """The gradient by `x` (N, inputs), from the one behind this layer, (N, outputs)."""
+        passed: Float32 = behind * (self(x) > 0) if self.relu else behind
+        return passed @ self.weight
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,17 @@ class Head:
         for layer in self.layers:
             x = layer(x)
         return x
+
+    def gradient(self, pooled: Float32, output: int) -> Float32:
+        """d logits[:, output] / d pooled, (N, features) as `pooled`: the chain rule, layer by layer back."""
+        given = [pooled]
+        for layer in self.layers:
+            given.append(layer(given[-1]))
+        gradient = np.zeros_like(given.pop())
+        gradient[:, output] = 1
+        for layer, x in zip(reversed(self.layers), reversed(given), strict=True):
+            gradient = layer.gradient(x, gradient)
+        return gradient
 
     def pooled(self, features: Float32) -> Float32:
         """(N, C, h, w) feature maps, or (N, C) of a body that pools by itself -> (N, features) vectors."""

@@ -16,6 +16,7 @@ from app.checkpoint import Checkpoint, read_checkpoint
 from app.download import Fetched, fetch
 from app.engine import Engine
 from app.errors import CheckpointError, ClassesMismatch
+from app.explain import Explainer, Look
 from app.graphs import find_graph
 from app.head import Head, read_head
 from app.metrics import Metrics
@@ -58,7 +59,7 @@ def _open(
     _check_numbers(checkpoint)
     report("building", None)
     build = _build_learner if settings.engine == "fastai" else _build_engine
-    architecture, head, answerer = build(checkpoint, settings)
+    architecture, head, answerer, look = build(checkpoint, settings)
     preprocess = _preprocess(settings, head)
     prepare, run = answerer(preprocess)
 
@@ -83,7 +84,8 @@ def _open(
             "the proof agrees: %d photos, largest difference %.5f", result.photos, result.worst_difference
         )
     card = _card(fetched, settings, architecture, head, preprocess, result)
-    return Predictor(card, settings, prepare, run, metrics, known)
+    explain = None if look is None else Explainer(prepare, look, head, preprocess, settings.classes)
+    return Predictor(card, settings, prepare, run, metrics, known, explain)
 
 
 def _check_numbers(checkpoint: Checkpoint) -> None:
@@ -95,7 +97,7 @@ def _check_numbers(checkpoint: Checkpoint) -> None:
             )
 
 
-Built = tuple[str, Head, Answerer]
+Built = tuple[str, Head, Answerer, Look | None]
 
 
 def _build_engine(checkpoint: Checkpoint, settings: Settings) -> Built:
@@ -104,7 +106,7 @@ def _build_engine(checkpoint: Checkpoint, settings: Settings) -> Built:
     head = read_head(checkpoint.arrays, graph.channels)
     _check_classes(head, settings.classes)
     engine = Engine(graph, checkpoint.arrays, head, settings.multi_label)
-    return graph.architecture, head, lambda preprocess: (preprocess, engine.run)
+    return graph.architecture, head, lambda preprocess: (preprocess, engine.run), engine.look
 
 
 def _build_learner(checkpoint: Checkpoint, settings: Settings) -> Built:
@@ -119,7 +121,7 @@ def _build_learner(checkpoint: Checkpoint, settings: Settings) -> Built:
         engine = LearnerEngine(model, head, settings.classes, preprocess, settings.multi_label)
         return engine.prepare, engine.run
 
-    return architecture, head, answerer
+    return architecture, head, answerer, None  # one learner cannot look and predict at the same time
 
 
 def _check_classes(head: Head, classes: Sequence[str]) -> None:

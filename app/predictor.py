@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from app.batcher import Batcher
 from app.engine import Answer
-from app.errors import BadOutput, Unavailable
+from app.errors import BadOutput, NotExplained, Unavailable
+from app.explain import Explainer, Explanation
 from app.metrics import Metrics
 from app.preprocess import Preprocess, decode
 from app.proof import Prepare, ProofResult, Run
@@ -85,6 +86,7 @@ class Predictor:
         run: Run,
         metrics: Metrics,
         known: Float32 | None,
+        explainer: Explainer | None,
     ) -> None:
         self.card = card
         self._settings = settings
@@ -93,6 +95,7 @@ class Predictor:
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         self._metrics = metrics
         self._known = known  # (photos, features) of the proof, each of length 1
+        self._explainer = explainer
         self._inside = 0
 
     async def predict(self, data: bytes) -> Prediction:
@@ -107,6 +110,21 @@ class Predictor:
         with self._metrics.seconds.labels("engine").time():
             answer = await self._batcher.submit(item)
         return self._prediction(answer)
+
+    async def explain(self, data: bytes, label: str = "") -> Explanation:
+        """Where on the photo is what speaks for the class `label`, or for the likeliest one.
+
+        Raises what `predict` raises, BadRequest for an unknown class, NotExplained.
+        """
+        if self._explainer is None:
+            raise NotExplained(
+                'There are no heat maps with engine = "fastai"; engine = "auto" has them. '
+                "POST /analyze answers as usual."
+            )
+        explainer = self._explainer
+        return await asyncio.get_running_loop().run_in_executor(
+            self._decoders, lambda: explainer(decode(data, self._settings.exif), label)
+        )
 
     @contextmanager
     def slot(self) -> Iterator[None]:

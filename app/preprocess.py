@@ -237,10 +237,15 @@ def _centred(image: Image.Image, width: int, height: int, pad_mode: PadMode) -> 
 
 def random_resized_crop(image: Image.Image, size: Size, val_xtra: float) -> Image.Image:
     """v2's `RandomResizedCrop(size)` at validation (2.8: 295-325): squish to more, then cut the centre."""
-    extra = math.ceil(max(size) * val_xtra / 8) * 8
+    extra = extra_edge(size, val_xtra)
     edge = extra // 2
     squished = image.resize((size[1] + extra, size[0] + extra), Image.Resampling.BILINEAR)
     return squished.crop((edge, edge, edge + size[1], edge + size[0]))
+
+
+def extra_edge(size: Size, val_xtra: float) -> int:
+    """How many pixels more than `size` v2's `RandomResizedCrop` squishes to (2.8: 306), a multiple of 8."""
+    return math.ceil(max(size) * val_xtra / 8) * 8
 
 
 # --- torch's grid_sample on floats, without torch ----------------------------------------------------------

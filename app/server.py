@@ -2,11 +2,12 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,6 +23,8 @@ from app.form import read_form
 from app.metrics import Metrics
 from app.service import STARTING_RETRY, Service
 from app.settings import Settings
+
+Answer = TypeVar("Answer")
 
 VIEW: Final = Path(__file__).parent / "view"
 FORM_OVERHEAD: Final = 64 * 1024  # what a multipart body may have around the file: boundaries, other fields
@@ -47,6 +50,7 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
         routes=[
             Route("/", page),
             Route("/analyze", analyze, methods=["POST"]),
+            Route("/explain", explain, methods=["POST"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/model", model),
@@ -79,17 +83,27 @@ async def page(request: Request) -> Response:
 
 async def analyze(request: Request) -> Response:
     """POST /analyze: a photo as the one file of a form, or as the raw body -> its Prediction as JSON."""
-    predictor = request.state.service.predictor
-    with predictor.slot():
+    return JSONResponse(dataclasses.asdict(await answered(request, request.state.service.predictor.predict)))
+
+
+async def explain(request: Request) -> Response:
+    """POST /explain: a photo as for /analyze -> the Explanation of its likeliest class, or of `?label=`."""
+    predictor, label = request.state.service.predictor, request.query_params.get("label", "")
+    return JSONResponse(dataclasses.asdict(await answered(request, partial(predictor.explain, label=label))))
+
+
+async def answered(request: Request, ask: Callable[[bytes], Coroutine[Any, Any, Answer]]) -> Answer:
+    """What `ask` says of the photo in a request; cancelled if the client leaves. Raises RequestError."""
+    with request.state.service.predictor.slot():
         data = await read_upload(request)
-        answer = asyncio.create_task(predictor.predict(data))
+        answer = asyncio.create_task(ask(data))
         # the body is read: all that may still come is that the client leaves
         leaving = asyncio.ensure_future(request.receive())
         try:
             await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise ClientDisconnect
-            return JSONResponse(dataclasses.asdict(answer.result()))
+            return answer.result()
         finally:
             answer.cancel()
             leaving.cancel()

@@ -15,6 +15,7 @@ FLOORS = (  # lowest first
     ("download", "form", "preprocess", "checkpoint"),
     ("graphs", "head"),
     ("engine",),
+    ("explain",),
     ("learner", "batcher", "proof"),
     ("settings",),
     ("predictor",),
