@@ -8,21 +8,23 @@ import dataclasses
 import json
 import logging
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
 
 from app.errors import RequestError, StartupError
+from app.logs import open_standard_streams
 from app.settings import DEMO, SETTINGS_FILE, load_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, or 1 with one sentence on standard error."""
+    open_standard_streams()
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     warnings.filterwarnings("ignore", module="PIL")  # of metadata that it then ignores
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a bad form is one line, ours
+    for name in ("python_multipart", "app.protocol"):  # a bad request is one line, ours
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code: int = options.run(options)
     except StartupError as error:
@@ -78,39 +80,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    import uvicorn
-
-    from app.protocol import DeadlineProtocol
-    from app.server import create_app
+    from app.process import serve
 
     settings = load_settings(options.settings)
     if Path(settings.model_url) == DEMO:
         logging.info("this is the demo: edit model_url and classes in %s to serve your own", options.settings)
-    failures: list[StartupError] = []
-
-    def stop(error: StartupError) -> None:
-        failures.append(error)
-        server.should_exit = True
-
-    config = uvicorn.Config(
-        create_app(settings, on_failure=stop),
-        host=options.host,
-        port=options.port,
-        http=DeadlineProtocol,
-        loop="asyncio",  # the same everywhere: uvloop is not among what serving needs, but often there
-        ws="none",
-        log_config=None,
-        access_log=False,  # the application writes one line a request itself
-        server_header=False,
-        timeout_graceful_shutdown=30,
-    )
-    server = uvicorn.Server(config)
-    # uvicorn drains on SIGTERM and then raises it once more: what was asked for is done, and that is exit
-    # code 0
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    server.run()
-    if failures:
-        raise failures[0]
+    serve(settings, options.host, options.port)
     return 0
 
 

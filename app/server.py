@@ -28,6 +28,7 @@ Answer = TypeVar("Answer")
 
 VIEW: Final = Path(__file__).parent / "view"
 FORM_OVERHEAD: Final = 64 * 1024  # what a multipart body may have around the file: boundaries, other fields
+MAX_UPLOADING: Final = 64_000_000  # bytes of all uploads together, in memory: twenty as phones send them
 
 
 def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -> Starlette:
@@ -57,7 +58,15 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
             Route("/metrics", metrics_text),
             Mount("/static", StaticFiles(directory=VIEW / "static")),
         ],
-        middleware=[Middleware(Edge, metrics=metrics, max_body=max_body(settings))],
+        middleware=[
+            Middleware(
+                Edge,
+                metrics=metrics,
+                max_body=max_body(settings),
+                max_uploading=max(MAX_UPLOADING, max_body(settings)),
+                origins=settings.cors_origins,
+            )
+        ],
         exception_handlers={
             RequestError: failed_request,  # type: ignore[dict-item]  # Starlette types them by Exception
             HTTPException: failed_route,  # type: ignore[dict-item]
@@ -94,8 +103,9 @@ async def explain(request: Request) -> Response:
 
 async def answered(request: Request, ask: Callable[[bytes], Coroutine[Any, Any, Answer]]) -> Answer:
     """What `ask` says of the photo in a request; cancelled if the client leaves. Raises RequestError."""
-    with request.state.service.predictor.slot():
-        data = await read_upload(request)
+    predictor = request.state.service.predictor  # or 503, before anything is read
+    data = await read_upload(request)  # before the slot: a slow upload keeps nobody else out
+    with predictor.slot():
         answer = asyncio.create_task(ask(data))
         # the body is read: all that may still come is that the client leaves
         leaving = asyncio.ensure_future(request.receive())

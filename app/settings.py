@@ -17,11 +17,13 @@ from msgspec import Meta
 
 from app.download import is_url
 from app.errors import SettingsError
+from app.logs import LogFormat
 from app.preprocess import IMAGENET_MEAN, IMAGENET_STD, Exif, PadMode, PipelineName, ResizeMethod
 
 SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
 DEMO: Final = Path(__file__).parent / "models" / "stage-2.pth"  # what the shipped settings.toml names
 PREFIX: Final = "APP_"
+ORIGIN: Final = r"^(\*|https?://[^/\s]+)$"
 Channels = tuple[float, float, float]
 Side = Annotated[int, Meta(ge=32, le=1024)]
 Sides = tuple[Side, Side]
@@ -79,6 +81,11 @@ class Settings:
     unfamiliar_below: Annotated[
         float, Meta(ge=0, le=1, description="a photo less like those of the proof is unsure; needs proof_url")
     ] = 0.0
+    cors_origins: Annotated[
+        tuple[Annotated[str, Meta(pattern=ORIGIN)], ...],
+        Meta(description='whose pages may read the answers: "https://example.com", or "*" for all'),
+    ] = ()
+    log_format: Annotated[LogFormat, Meta(description='"json": one object a line')] = "text"
     max_upload_mb: Annotated[int, Meta(ge=1, le=100, description="larger uploads are refused")] = 10
 
 

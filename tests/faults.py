@@ -17,8 +17,8 @@ What each bad input and each failure gets, and the tests that show it. This tabl
 by `python -m tests.faults`, and a test compares it. The tests work on the real thing: a server process, raw
 sockets, files, signals.
 
-While a fault happens, `GET /healthz` goes on answering, and a good request beside it gets its answer. A 4xx is
-one line in the log, without a traceback; nothing of an upload is stored.
+While a fault happens, `GET /healthz` goes on answering, and a good request beside it gets its answer. A 4xx
+is one line in the log, without a traceback; nothing of an upload is stored.
 """
 
 # id -> what comes in, and what it gets
@@ -40,7 +40,7 @@ FAULTS = {
         "U14": ("a stalled body", "408 `request-timeout` after 10 s"),
         "U15": ("half a header, or silence", "408 `request-timeout` after 10 s"),
         "U16": ("40 slow connections", "everybody else is served as before"),
-        "U17": ("endless headers, thousands of them, a long URL", "431 `header-too-large`, 414 `uri-too-long`"),
+        "U17": ("endless or very many headers, a long URL", "431 `header-too-large`, 414 `uri-too-long`"),
         "U18": ("text, HTML, PDF or ZIP called .jpg", "415"),
         "U19": ("a wrong extension or content type", "200: the bytes decide"),
         "U20": ("a cut off picture", "422 `truncated-image`"),
@@ -72,7 +72,7 @@ FAULTS = {
         "H07": ("a garbage Host, an absolute target", "200 or 400; no link is built from Host"),
     },
     "Image by URL": {
-        "S01": ("private, loopback and metadata addresses", "422 `url-not-allowed`, one answer; nothing sent"),
+        "S01": ("private, loopback, metadata addresses", "422 `url-not-allowed`, one answer; nothing sent"),
         "S02": ("decimal, octal, hexadecimal, short, mapped addresses", "422 `url-not-allowed`"),
         "S03": ("hosts in other scripts' digits and dots", "422 `url-not-allowed`"),
         "S04": ("user names, backslashes, tabs in links", "422 `url-not-allowed`"),

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 APP = ROOT / "app"
 FLOORS = (  # lowest first
-    ("errors", "metrics"),
+    ("errors", "logs", "metrics", "problem", "wire"),
     ("unpickler",),
     ("download", "form", "preprocess", "checkpoint"),
     ("graphs", "head"),
@@ -22,13 +22,14 @@ FLOORS = (  # lowest first
     ("opening",),
     ("service", "edge", "evaluation"),
     ("protocol", "server"),
+    ("process",),
     ("cli",),
     ("__main__",),
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 KEEPERS = {  # foreign packages that only these modules may import
-    "starlette": {"edge", "server"},
-    "uvicorn": {"protocol", "cli"},
+    "starlette": {"edge", "process", "server"},
+    "uvicorn": {"process", "protocol"},
     "pickletools": {"unpickler"},
     "python_multipart": {"form"},
     "torch": {"learner"},

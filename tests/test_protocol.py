@@ -1,6 +1,7 @@
 """Deadlines: a silent, stalled or trickling client is let go, and nobody else notices."""
 
 import asyncio
+import contextlib
 import re
 import socket
 import threading
@@ -21,6 +22,8 @@ class Hasty(DeadlineProtocol):
     header_seconds = 0.5
     body_seconds = 1.0
     body_bytes = 1000
+    linger_seconds = 1.0
+    max_connections = 50
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -75,6 +78,7 @@ def read_to_the_end(client: socket.socket) -> bytes:
 START = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
 
 
+@pytest.mark.fault("U14", "U15")
 @pytest.mark.parametrize(
     "sent",
     [b"", b"POST / HTTP/1.1\r\nHo", START, START + b"x" * 500],
@@ -91,6 +95,7 @@ def test_a_request_that_does_not_arrive_is_answered_408_and_closed(
     assert b'"code": "request-timeout"' in answer
 
 
+@pytest.mark.fault("U15")
 def test_headers_that_trickle_have_one_deadline_for_all(address: tuple[str, int]) -> None:
     start = time.monotonic()
     with connect(address) as client:
@@ -136,6 +141,7 @@ def test_an_idle_connection_after_an_answer_is_closed_when_the_next_request_stal
         assert read_to_the_end(client).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.fault("U15", "U16")
 def test_many_silent_clients_are_all_let_go_while_others_are_served(address: tuple[str, int]) -> None:
     silent = [connect(address) for _ in range(40)]
     with connect(address) as client:
@@ -146,6 +152,7 @@ def test_many_silent_clients_are_all_let_go_while_others_are_served(address: tup
         one.close()
 
 
+@pytest.mark.fault("H02")
 def test_pipelined_requests_are_answered_in_order(address: tuple[str, int]) -> None:
     with connect(address) as client:
         for body in (b"1", b"22", b"333"):
@@ -154,3 +161,50 @@ def test_pipelined_requests_are_answered_in_order(address: tuple[str, int]) -> N
         while not answer.endswith(b"\r\n\r\n3"):
             answer += client.recv(65536)
     assert re.findall(rb"\r\n\r\n(\d)", answer) == [b"1", b"2", b"3"]
+
+
+def test_a_client_that_still_sends_reads_why_it_was_refused(address: tuple[str, int]) -> None:
+    """A megabyte more than what was refused at its beginning: without time to read, a reset comes first."""
+    with connect(address) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n")
+        for _ in range(16):
+            client.sendall(b"x" * 65_536)
+        answer = read_to_the_end(client)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_client_that_never_stops_sending_is_cut_off(address: tuple[str, int]) -> None:
+    with connect(address) as client:
+        client.sendall(b"hello\r\n\r\n")
+        assert read_to_the_end(client).startswith(b"HTTP/1.1 400 ")
+        start = time.monotonic()
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
+            while time.monotonic() - start < SECONDS:
+                client.sendall(b"x" * 65_536)
+
+
+@pytest.mark.fault("U16")
+def test_a_newcomer_takes_the_place_of_the_connection_that_is_silent_for_longest(
+    address: tuple[str, int],
+) -> None:
+    silent = [connect(address) for _ in range(50)]
+    with connect(address) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert read_to_the_end(client).startswith(b"HTTP/1.1 200")
+    with contextlib.suppress(ConnectionResetError):
+        assert silent[0].recv(1) == b""  # at once, without the 408 of the others
+    for one in silent:
+        one.close()
+
+
+def test_where_nobody_is_silent_the_newcomer_is_refused(address: tuple[str, int]) -> None:
+    busy = [connect(address) for _ in range(50)]
+    for one in busy:
+        one.sendall(START.replace(b"Content", b"Expect: 100-continue\r\nContent"))
+        assert one.recv(65536).startswith(b"HTTP/1.1 100")  # the application waits for its body
+    with connect(address) as client:
+        answer = read_to_the_end(client)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: " in answer
+    for one in busy:
+        one.close()

@@ -1,0 +1,114 @@
+"""The log: one line a record, as text or as JSON, escaped; written by a thread, so that whoever does not read
+it stops nobody.
+"""
+
+import contextlib
+import json
+import logging
+import logging.handlers
+import os
+import queue
+import sys
+import threading
+import time
+from typing import Final, Literal, TextIO
+
+LogFormat = Literal["text", "json"]
+
+KEPT: Final = 10_000  # lines that may wait for a reader; later ones are dropped
+FLUSH: Final = 2.0  # seconds at the end for what still waits
+# control characters, which terminals obey, and the line ends that only Unicode knows
+ESCAPES: Final = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029) if code != ord("\t")
+}
+
+requests = logging.getLogger("app.requests")
+
+
+def log_request(method: str, path: str, status: int, code: str, seconds: float, request_id: str) -> None:
+    """The one line of a request. `path` is still escaped, as it came."""
+    fields = {
+        "method": method,
+        "path": path[:200],
+        "status": status,
+        "code": code,
+        "seconds": round(seconds, 3),
+        "request_id": request_id,
+    }
+    message = "%(method)s %(path)s %(status)d %(code)s %(seconds).3fs %(request_id)s"
+    requests.info(message, fields, extra={"fields": fields})
+
+
+class TextFormatter(logging.Formatter):
+    """Time, level and message; what a stranger sent cannot begin a line of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).translate(ESCAPES)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, the fields of a request, the traceback."""
+
+    converter = staticmethod(time.gmtime)
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{record.msecs:03.0f}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class Writer(logging.Handler):
+    """Writes lines to a stream from a thread of its own; where nobody takes them, the surplus is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(KEPT)
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(self.format(record))
+
+    def close(self) -> None:
+        """Give what waits a moment to be written."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
+            self._thread.join(FLUSH)
+        super().close()
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with contextlib.suppress(OSError, ValueError):  # closed, or the disk is full
+                self._stream.write(line + "\n")
+                self._stream.flush()
+
+
+def open_standard_streams() -> None:
+    """Give the standard streams that are closed a descriptor: else a client's socket would get theirs, and
+    what a library prints.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free: this one
+
+
+def start_logging(log_format: LogFormat) -> Writer:
+    """Log to standard error from now on. To be closed."""
+    writer = Writer(sys.stderr or open(os.devnull, "w"))
+    writer.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.basicConfig(handlers=[writer], level=logging.INFO, force=True)
+    return writer

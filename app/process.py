@@ -1,0 +1,67 @@
+"""The serving process: its log, its signals, its descriptors, and uvicorn in the middle of it."""
+
+import contextlib
+import logging
+import os
+import signal
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from starlette.applications import Starlette
+
+from app.errors import StartupError
+from app.logs import start_logging
+from app.protocol import DeadlineProtocol, descriptors
+from app.server import create_app
+from app.settings import Settings
+
+GRACE: Final = 30  # seconds for what is under way when the end is asked for: hosts kill after 10 to 30
+
+logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Serve until a signal asks for the end. Raises StartupError if the model cannot be opened."""
+    with contextlib.closing(start_logging(settings.log_format)):
+        failures: list[StartupError] = []
+
+        def stop(error: StartupError) -> None:
+            failures.append(error)
+            server.should_exit = True
+
+        server = _Server(_config(create_app(settings, stop), host, port))
+        # uvicorn drains on SIGTERM and then raises it once more: what was asked for is done, and that is
+        # exit code 0
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        server.run()
+    if failures:
+        raise failures[0]
+
+
+def _config(app: Starlette, host: str, port: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=DeadlineProtocol,
+        loop="asyncio",  # the same everywhere: uvloop is not among what serving needs, but often there
+        ws="none",
+        log_config=None,
+        access_log=False,  # the application writes one line a request itself
+        server_header=False,
+        proxy_headers=False,
+        backlog=min(
+            1024, descriptors() // 4
+        ),  # as many may be accepted before the bound on them is looked at
+        timeout_graceful_shutdown=GRACE,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Drains on the first signal, ends on the second one."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)
+        super().handle_exit(sig, frame)

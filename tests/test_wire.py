@@ -1,0 +1,124 @@
+"""Requests that two readers could take for two: byte for byte, against a real server."""
+
+import re
+import time
+
+import pytest
+import requests
+
+from tests.conftest import SECONDS, ServerProcess
+from tests.http_client import connect, raw
+
+POST = b"POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+
+
+def assert_refused(server: ServerProcess, sent: bytes, status: int, code: str) -> None:
+    """A problem, the end of the connection, and one line in the log that has its id."""
+    answer = raw(server, sent)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), answer[:300]
+    assert b"connection: close" in head.lower()
+    assert b"application/problem+json" in head
+    assert b'"code": "%s"' % code.encode() in body
+    identity = re.search(rb"x-request-id: (\w+)", head)
+    assert identity
+    assert f" {status} {code} " in server.wait_for(rf".*{identity[1].decode()}")[0]
+    assert requests.get(f"{server.url}/healthz", timeout=SECONDS).status_code == 200
+
+
+@pytest.mark.fault("H03")
+@pytest.mark.parametrize(
+    "sent",
+    [
+        POST + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nX",
+        POST + b"Transfer-Encoding: chunked\r\nContent-Length: 6\r\n\r\n0\r\n\r\nX",
+        POST.replace(b"/1.1", b"/1.0") + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+        POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        POST + b"Content-Length: 3, 3\r\n\r\nabc",
+        POST + b"Content-Length: -3\r\n\r\nabc",
+        POST + b"Content-Length: 0x3\r\n\r\nabc",
+        POST + b"Content-Length: " + b"9" * 6000 + b"\r\n\r\nabc",
+        POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nabc\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n-3\r\nabc\r\n",
+        GET + b"X: a\r\n b\r\n\r\n",
+        GET + b"X: a\rb\r\n\r\n",
+        GET + b"X: a\0b\r\n\r\n",
+        GET + b"X: a\nY: b\r\n\r\n",
+        GET.replace(b"\r\n", b"\n") + b"\n",
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /healthz HTTP/2.0\r\nHost: x\r\n\r\n",
+        b"GET /healthz\r\n\r\n",
+        b"GET healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT elsewhere.example:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"hello\r\n\r\n",
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused_and_the_connection_closed(
+    bears: ServerProcess, sent: bytes
+) -> None:
+    assert_refused(bears, sent, 400, "bad-request")
+
+
+@pytest.mark.fault("U17")
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GET /" + b"a" * 65_536 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "uri-too-long"),
+        (b"GET /" + b"a" * 65_536, 414, "uri-too-long"),
+        (GET + b"".join(b"X%d: y\r\n" % n for n in range(200_000)) + b"\r\n", 431, "header-too-large"),
+        (GET + b"X: " + b"x" * 32_000_000 + b"\r\n\r\n", 431, "header-too-large"),
+        (GET + b"X: " + b"x" * 17_000, 431, "header-too-large"),
+    ],
+    ids=["long address", "its beginning", "many headers", "a long header", "its beginning"],
+)
+def test_headers_over_the_limit_are_refused_at_once(
+    bears: ServerProcess, sent: bytes, status: int, code: str
+) -> None:
+    start = time.monotonic()
+    assert_refused(bears, sent, status, code)
+    assert time.monotonic() - start < 2  # the client's own sending, for the most part
+
+
+@pytest.mark.fault("H07")
+@pytest.mark.parametrize("address", [b"http://elsewhere.example/healthz", b"HTTPS://x:1/healthz"])
+def test_an_absolute_address_is_read_as_its_path(bears: ServerProcess, address: bytes) -> None:
+    answer = raw(bears, b"GET " + address + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b'{"status":"ok"}')
+    for page in (b"http://elsewhere.example", b"http://elsewhere.example?a=b"):
+        answer = raw(bears, b"GET " + page + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.fault("H07")
+@pytest.mark.parametrize("host", [b"", b"a b/@<script>", b"\xff\xfe", b"x" * 5000, b"[::1", b"a:b:c"])
+def test_no_link_is_built_from_the_host_header(bears: ServerProcess, host: bytes) -> None:
+    answer = raw(bears, b"GET /healthz/ HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n")
+    assert re.match(rb"HTTP/1.1 40[04] ", answer)
+    assert not host or host not in answer
+
+
+@pytest.mark.fault("H02")
+def test_pipelined_requests_are_answered_in_order_by_the_application(bears: ServerProcess) -> None:
+    last = GET.replace(b"/healthz", b"/nowhere") + b"Connection: close\r\n\r\n"
+    answer = raw(bears, GET + b"\r\n" + GET.replace(b"/healthz", b"/readyz") + b"\r\n" + last)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"200", b"404"]
+    assert answer.index(b'"ok"') < answer.index(b'"ready"') < answer.index(b"not-found")
+
+
+def test_a_head_may_arrive_byte_by_byte(bears: ServerProcess) -> None:
+    with connect(bears) as client:
+        for byte in GET + b"Connection: close\r\n\r\n":
+            client.sendall(bytes([byte]))
+        answer = b""
+        while part := client.recv(65536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 200 ")
