@@ -2,14 +2,21 @@
 PYTHON ?= python3
 PORT ?= 8080
 BIN := .venv/bin
+DOCKER ?= docker
 
-.PHONY: help serve test check
+.PHONY: help serve now image test check
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 serve: .venv/serve ## serve settings.toml (the demo, until it is edited) on http://127.0.0.1:8080; PORT= changes it
 	$(BIN)/python -m app serve --port $(PORT)
+
+now: .venv/serve ## put it online with Vercel; ARGS=--prod under the link for everybody
+	$(BIN)/python -m app now $(ARGS)
+
+image: ## build the image; DOCKER=podman takes another builder, ARGS=--build-arg=BAKE_MODEL=1 keeps the checkpoint in it
+	$(DOCKER) build -t fastai-now $(ARGS) .
 
 test: .venv/dev ## install everything and run the tests
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95

@@ -1,5 +1,5 @@
-"""The command line: serve, predict, check, graph. Thin: each command says what it does and calls what does
-it.
+"""The command line: serve, now, predict, check, fetch, graph. Thin: each command says what it does and calls
+what does it.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 from app.errors import RequestError, StartupError
@@ -18,7 +19,7 @@ from app.settings import DEMO, SETTINGS_FILE, load_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0, or 1 with one sentence on standard error."""
+    """Run one command; the exit code is 0, or another with one sentence on standard error."""
     open_standard_streams()
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         code: int = options.run(options)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except (
@@ -53,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=_serve)
 
+    now = commands.add_parser("now", help="put it online with Vercel")
+    now.add_argument("--prod", action="store_true", help="under the link that everybody can open")
+    now.add_argument("--name", default="", help="of the project, and so of the link (default: this folder's)")
+    now.add_argument("--dry-run", action="store_true", help="show what would be sent, and send nothing")
+    now.add_argument("vercel", nargs="*", metavar="-- OPTION", help="handed on to `vercel deploy`")
+    now.set_defaults(run=_now)
+
     predict = commands.add_parser("predict", help="say what is on photos, as the server would")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument(
@@ -70,11 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(run=_check)
 
+    fetch = commands.add_parser("fetch", help="download what is served, and see that it can be served")
+    fetch.set_defaults(run=_fetch)
+
     graph = commands.add_parser("graph", help="export the graph of an architecture (needs requirements.txt)")
     graph.add_argument("architecture", metavar="ARCHITECTURE", help="fastai's name for it, such as resnet101")
     graph.set_defaults(run=_graph)
 
-    for command in (serve, predict, check):
+    for command in (serve, now, predict, check, fetch):
         command.add_argument("--settings", type=Path, default=SETTINGS_FILE, metavar="FILE")
     return parser
 
@@ -86,6 +97,22 @@ def _serve(options: argparse.Namespace) -> int:
     if Path(settings.model_url) == DEMO:
         logging.info("this is the demo: edit model_url and classes in %s to serve your own", options.settings)
     serve(settings, options.host, options.port)
+    return 0
+
+
+def _now(options: argparse.Namespace) -> int:
+    from app.now import now
+
+    logging.getLogger().setLevel(logging.WARNING)
+    now(
+        options.settings,
+        name=options.name,
+        production=options.prod,
+        dry_run=options.dry_run,
+        arguments=options.vercel,
+        say=partial(print, flush=True),  # in its place among what Vercel's command line says
+        report=_show_progress,
+    )
     return 0
 
 
@@ -152,6 +179,14 @@ def _show_progress(phase: str, percent: int | None) -> None:
         return
     bar = "" if percent is None else f" [{'#' * (percent // 4):25}] {percent} %"
     print(f"\r\x1b[K{phase}{bar}", end="", file=sys.stderr, flush=True)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from app.now import opened
+
+    card = opened(load_settings(options.settings), _show_progress)
+    print(f"{card.architecture}, {card.bytes:,} bytes, sha256 {card.sha256}: ready to be served")
+    return 0
 
 
 def _graph(options: argparse.Namespace) -> int:

@@ -10,7 +10,8 @@
     |  |  |- ArchitectureUnknown     no graph fits its tensors
     |  |  `- ClassesMismatch         the class list does not fit its outputs
     |  |- ProofError                 the answers are not the notebook's
-    |  `- ToolMissing                a package that only this command needs
+    |  |- ToolMissing                a package or program that only this command needs
+    |  `- DeployError                Vercel's command line refused; its exit code is ours
     `- RequestError                  one request failed: a status, a code from a closed set, a sentence
        |- BadRequest 400             `code`: empty-file, no-file, too-many-files, malformed-multipart, ...
        |- PayloadTooLarge 413
@@ -32,6 +33,8 @@ class AppError(Exception):
 
 class StartupError(AppError):
     """The server cannot start; the message is the one sentence that is logged."""
+
+    exit_code: int = 1
 
 
 class SettingsError(StartupError):
@@ -67,7 +70,15 @@ class ProofError(StartupError):
 
 
 class ToolMissing(StartupError):
-    """A command needs packages that serving does not; the message says how to install them."""
+    """A command needs what serving does not; the message says how to install it."""
+
+
+class DeployError(StartupError):
+    """Vercel's command line ended with `exit_code`; what it said has been shown."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class RequestError(AppError):

@@ -3,6 +3,7 @@ checked.
 """
 
 import difflib
+import json
 import math
 import os
 import tomllib
@@ -198,7 +199,7 @@ def _check(settings: Settings) -> None:
 
 
 def settings_table() -> str:
-    """The settings as a Markdown table, for the README."""
+    """The settings as a Markdown table, for the documents."""
     rows = ["| setting | default | what it is |", "|---|---|---|"]
     for field in fields(Settings):
         meta = next(m for m in typing.get_args(HINTS[field.name]) if isinstance(m, Meta) and m.description)
@@ -207,3 +208,15 @@ def settings_table() -> str:
         )
         rows.append(f"| `{field.name}` | {default} | {meta.description} |")
     return "\n".join(rows)
+
+
+def as_toml(settings: Settings) -> str:
+    """The text of a settings.toml that says the same; what has its default is left out."""
+    lines = []
+    for field in fields(Settings):
+        value = getattr(settings, field.name)
+        if value != field.default:
+            # texts, numbers and lists are written in TOML as in JSON, but for one character
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{field.name} = {text}\n")
+    return "".join(lines)

@@ -20,7 +20,7 @@ FLOORS = (  # lowest first
     ("settings",),
     ("predictor",),
     ("opening",),
-    ("service", "edge", "evaluation"),
+    ("service", "edge", "evaluation", "now"),
     ("protocol", "server"),
     ("process",),
     ("cli",),

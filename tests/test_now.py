@@ -1,0 +1,246 @@
+"""`python -m app now`: what is staged, what Vercel's own program makes of it, and what a person is told."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.now import stage
+from app.settings import load_settings
+from tests.conftest import BEARS, ROOT, V1_CHECKPOINT, bears_environment, run_app
+from tests.containers import CACHE
+from tests.http_server import send, serving
+from tests.test_docs import tracked
+from tests.vercel_api import TOKEN, vercel_api
+
+VERCEL = "64.0.2"
+TOML_BEARS = 'model_url = "models/stage-2.pth"\nclasses = ["black", "grizzly", "teddys"]\n'
+
+
+def files_of(folder: Path) -> set[str]:
+    """The files beneath a folder, by their names there."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def intended() -> set[str]:
+    """What is to be deployed, worked out from what the project tracks: app/, and what builds it."""
+    application = {name for name in tracked() if name.startswith("app/")}
+    return application | {*("Dockerfile", "requirements.txt", "requirements-serve.txt", "vercel.json")}
+
+
+# --- staging -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_staged_is_the_application_and_what_builds_it(tmp_path: Path) -> None:
+    junk = ROOT / "app" / "models" / "junk.download"
+    junk.write_bytes(b"an old download")
+    try:
+        stage(load_settings(environment={}), tmp_path / "staged")
+    finally:
+        junk.unlink()
+    assert files_of(tmp_path / "staged") == intended()
+
+
+def test_the_staged_project_serves_what_was_tried(tmp_path: Path) -> None:
+    photo = str(ROOT / "tests/data/images/a05_640x480.jpg")
+    environment = bears_environment(APP_UNSURE_BELOW="0.99", APP_IMAGE_SIZE="192,224", APP_MEAN="0.5,0.5,0.5")
+    settings = load_settings(environment=environment)
+    stage(settings, tmp_path / "staged")
+    command = ["predict", photo, "--json", "--settings", str(tmp_path / "staged/app/settings.toml")]
+    assert run_app(*command).stdout == run_app("predict", photo, "--json", **environment).stdout != ""
+
+
+def test_a_checkpoint_and_a_proof_of_this_machine_go_along(tmp_path: Path) -> None:
+    proof = tmp_path / "proof.json"
+    proof.write_text("{}")
+    environment = bears_environment(APP_PROOF_URL=str(proof))
+    stage(load_settings(environment=environment), tmp_path / "staged")
+    models = tmp_path / "staged/app/models"
+    assert files_of(models) == {"stage-2.pth", "proof.json"}
+    assert (models / "stage-2.pth").read_bytes() == V1_CHECKPOINT.read_bytes()
+    staged = load_settings(tmp_path / "staged/app/settings.toml", {})
+    assert (staged.model_url, staged.proof_url) == (str(models / "stage-2.pth"), str(models / "proof.json"))
+    assert staged.classes == BEARS
+
+
+def test_a_checkpoint_behind_a_link_stays_there(tmp_path: Path) -> None:
+    url = "https://example.org/stage-2.pth?dl=1"
+    stage(load_settings(environment=bears_environment(APP_MODEL_URL=url)), tmp_path / "staged")
+    assert files_of(tmp_path / "staged/app/models") == set()
+    assert load_settings(tmp_path / "staged/app/settings.toml", {}).model_url == url
+
+
+# --- what a person is told ---------------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_the_files_and_settings_and_needs_no_command_line_of_vercel(tmp_path: Path) -> None:
+    ended = run_app("now", "--dry-run", "--name", "My Bears", **bears_environment(PATH=str(tmp_path)))
+    assert ended.returncode == 0, ended.stderr
+    shown = set(re.findall(r"^ *[\d,]+  (\S+)$", ended.stdout, re.M))
+    assert shown == intended()
+    assert "as the project my-bears" in ended.stdout
+    assert '"framework": "container"' in ended.stdout
+    assert TOML_BEARS in ended.stdout
+    assert "resnet" in ended.stdout or "squeezenet" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"APP_CLASSES": "black,grizzly"}, "has 3 outputs, the setting classes lists 2 names"),
+        ({"APP_ENGINE": "fastai"}, 'engine is "fastai", but the image that Vercel builds has no torch.'),
+        ({"PATH": "/nowhere"}, "neither vercel nor npx is there. Install Node.js"),
+    ],
+)
+def test_what_would_not_run_there_is_not_sent(environment: dict[str, str], sentence: str) -> None:
+    ended = run_app(
+        "now", *(["--dry-run"] * ("PATH" not in environment)), **bears_environment() | environment
+    )
+    assert ended.returncode == 1
+    assert [sentence in line for line in ended.stderr.splitlines() if line.startswith("error: ")] == [True]
+    assert "Traceback" not in ended.stderr
+
+
+def test_more_than_the_free_plan_takes_is_said_before_it_is_sent(tmp_path: Path) -> None:
+    heavy = tmp_path / "stage-2.pth"
+    saved = torch.load(V1_CHECKPOINT, weights_only=False)
+    torch.save(saved | {"opt": torch.zeros(25_000_000)}, heavy)
+    ended = run_app("now", "--dry-run", **bears_environment(APP_MODEL_URL=str(heavy)))
+    assert (
+        "Vercel's free plan takes 100.0 MB from the command line: put the checkpoint behind" in ended.stdout
+    )
+
+
+def test_fetch_opens_what_is_served_and_says_what_it_is() -> None:
+    with serving(lambda handler: send(handler, V1_CHECKPOINT.read_bytes())) as (url, asked):
+        ended = run_app("fetch", **bears_environment(APP_MODEL_URL=f"{url}/stage-2.pth"))
+    assert ended.returncode == 0, ended.stderr
+    assert f"{V1_CHECKPOINT.stat().st_size:,} bytes" in ended.stdout
+    assert asked == ["/stage-2.pth"]
+
+
+# --- Vercel's own command line, against a stand-in of the API ----------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def with_vercel() -> dict[str, str]:
+    """The environment in which `vercel` is the real one, installed once into the cache of the tests."""
+    if not shutil.which("npm"):
+        pytest.skip("Vercel's command line is not tried here: there is no npm")
+    folder = CACHE / f"vercel-{VERCEL}"
+    if not (folder / "node_modules/.bin/vercel").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # a later sandbox than this is asked for, and not to be had
+        wanted = {"dependencies": {"vercel": VERCEL}, "overrides": {"sandbox": "4.5.0"}}
+        (folder / "package.json").write_text(json.dumps(wanted))
+        install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+        ended = subprocess.run(install, cwd=folder, capture_output=True, text=True)
+        if ended.returncode:
+            pytest.skip(f"Vercel's command line cannot be installed here: {ended.stderr[-300:]}")
+    home = folder / "home"  # where nobody has signed in
+    home.mkdir(exist_ok=True)
+    path = f"{folder}/node_modules/.bin{os.pathsep}{os.environ['PATH']}"
+    return {"PATH": path, "HOME": str(home), "XDG_DATA_HOME": str(home), "VERCEL_TELEMETRY_DISABLED": "1"}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Path]:
+    """The tracked files of the project in a folder of their own, as a clone has them."""
+    folder = tmp_path / "fastai-now"
+    for name in tracked():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.deploy
+def test_vercel_gets_the_intended_files_a_container_and_a_port(with_vercel: dict[str, str]) -> None:
+    environment = with_vercel | bears_environment(SECRET="hunter2", VERCEL_PROJECT_ID="", VERCEL_ORG_ID="")
+    with vercel_api() as vercel:
+        ended = run_app(
+            *("now", "--name", "bears", "--", "--api", vercel.url, "--token", TOKEN), **environment
+        )
+        assert ended.returncode == 0, ended.stderr
+        sources = vercel.sources()
+        assert sources.keys() == intended()
+        for name in sources.keys() - {"app/settings.toml", "app/models/stage-2.pth", "vercel.json"}:
+            assert sources[name] == (ROOT / name).read_bytes()
+        assert sources["app/models/stage-2.pth"] == V1_CHECKPOINT.read_bytes()
+        assert sources["app/settings.toml"].decode() == TOML_BEARS
+        assert not any(b"hunter2" in source or TOKEN.encode() in source for source in sources.values())
+        assert vercel.deployment["projectSettings"]["framework"] == "container"
+        assert vercel.deployment["env"] == {"PORT": "8080", "APP_MAX_UPLOAD_MB": "4"}
+        assert vercel.deployment["build"] == {"env": {"BAKE_MODEL": "1"}}
+        assert vercel.deployment["name"] == "bears"
+        assert "target" not in vercel.deployment
+    assert "Deploying ada/bears" in ended.stderr
+    link, curl, preview = ended.stdout.splitlines()[-3:]
+    assert link == "https://bears-1a2b3c.vercel.app"
+    assert curl == f"curl -F file=@photo.jpg {link}/analyze"
+    assert "For everybody: python -m app now --prod" in preview
+
+
+@pytest.mark.deploy
+def test_prod_prints_the_link_for_everybody(with_vercel: dict[str, str]) -> None:
+    with vercel_api() as vercel:
+        arguments = ("--prod", "--name", "bears", "--", "--api", vercel.url, "--token", TOKEN)
+        ended = run_app("now", *arguments, **with_vercel | bears_environment())
+        assert vercel.deployment["target"] == "production"
+    assert ended.stdout.endswith(
+        "\nhttps://bears.vercel.app\ncurl -F file=@photo.jpg https://bears.vercel.app/analyze\n"
+    )
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize(
+    ("token", "refusal", "sentence"),
+    [
+        ([], None, "error: Vercel does not know who you are: run `npx vercel login`"),
+        (["--token", "b" * 24], None, "error: Vercel does not know who you are"),
+        (
+            ["--token", TOKEN],
+            (402, "Container images are not available on your plan."),
+            "error: Vercel does not take this with your plan or account, for the reason above; docs/",
+        ),
+        (
+            ["--token", TOKEN],
+            (400, "The moon is full."),
+            "error: Vercel refused, for the reason above; docs/deploy.md",
+        ),
+    ],
+)
+def test_a_refusal_is_one_sentence_and_vercels_exit_code(
+    with_vercel: dict[str, str], token: list[str], refusal: tuple[int, str] | None, sentence: str
+) -> None:
+    with vercel_api(refusal) as vercel:
+        ended = run_app("now", "--", "--api", vercel.url, *token, **with_vercel | bears_environment())
+    assert ended.returncode == 1
+    assert [sentence in line for line in ended.stderr.splitlines() if line.startswith("error: ")] == [True]
+    if refusal:
+        assert refusal[1] in ended.stderr
+
+
+@pytest.mark.deploy
+def test_vercel_by_hand_sends_the_same_files_once_now_json_is_renamed(
+    with_vercel: dict[str, str], checkout: Path
+) -> None:
+    command = ["vercel", "deploy", "--yes"]
+    environment = {**os.environ, **with_vercel}
+    refused = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert "now.json" in refused.stderr  # why `python -m app now` stages
+    (checkout / "now.json").rename(checkout / "vercel.json")
+    (checkout / "app/models/junk.download").write_bytes(b"an old download")
+    (checkout / ".env").write_text("SECRET=hunter2")
+    with vercel_api() as vercel:
+        command += ["--api", vercel.url, "--token", TOKEN]
+        ended = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert vercel.sources().keys() == intended()
+        assert vercel.deployment["projectSettings"]["framework"] == "container"
