@@ -4,7 +4,7 @@ PORT ?= 8080
 BIN := .venv/bin
 DOCKER ?= docker
 
-.PHONY: help serve now image test check
+.PHONY: help serve now image test check bench
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -25,6 +25,9 @@ check: .venv/dev ## ruff (lint and format) and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/dev ## this server beside the obvious one and its own engine: ten minutes on an idle machine; ARGS="--turns 1"
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 .venv/serve: requirements-serve.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; try: make PYTHON=python3.12 serve" if sys.version_info < (3, 11) else 0)'

@@ -4,32 +4,50 @@ When the engine is free it takes all that waits, up to a bound; a request alone 
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from app.errors import Unavailable
 
 Result = TypeVar("Result")
 
 MAX_BATCH: Final = 8  # above it, ONNX Runtime on a CPU gains nothing and everybody waits for the slowest
 
 
+class Waiting(NamedTuple, Generic[Result]):
+    """A prepared photo, when its answer is of no use any more (time.monotonic), and where the answer goes."""
+
+    item: Any
+    deadline: float
+    answer: "asyncio.Future[Result]"
+
+
 class Batcher(Generic[Result]):
     """Runs `run` (N prepared photos -> N answers) for many callers, on a thread of its own."""
 
-    def __init__(self, run: Callable[[Sequence[Any]], Sequence[Result]]) -> None:
+    def __init__(
+        self,
+        run: Callable[[Sequence[Any]], Sequence[Result]],
+        on_batch: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        """`on_batch` hears the size of each batch."""
         self._run = run
-        self._waiting: deque[tuple[Any, asyncio.Future[Result]]] = deque()
+        self._on_batch = on_batch
+        self._waiting: deque[Waiting[Result]] = deque()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._worker: asyncio.Task[None] | None = None
 
-    async def submit(self, item: Any) -> Result:
+    async def submit(self, item: Any, deadline: float) -> Result:
         """The answer to one prepared photo.
 
-        A caller that is cancelled while waiting is dropped before it is computed.
+        A caller that is cancelled while waiting is dropped before it is computed, and so is one whose
+        `deadline` (in the time of time.monotonic) has passed: it raises Unavailable.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        self._waiting.append(Waiting(item, deadline, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
@@ -38,24 +56,28 @@ class Batcher(Generic[Result]):
         """Empty the queue, batch by batch."""
         loop = asyncio.get_running_loop()
         while batch := self._take():
-            items, futures = zip(*batch, strict=True)
+            self._on_batch(len(batch))
             try:
-                answers = await loop.run_in_executor(self._executor, self._run, items)
+                answers = await loop.run_in_executor(self._executor, self._run, [each.item for each in batch])
             except Exception as error:  # whatever the engine raises belongs to the callers, not to this loop
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error)
+                for each in batch:
+                    if not each.answer.done():
+                        each.answer.set_exception(error)
             else:
-                for future, answer in zip(futures, answers, strict=True):
-                    if not future.done():
-                        future.set_result(answer)
+                for each, answer in zip(batch, answers, strict=True):
+                    if not each.answer.done():
+                        each.answer.set_result(answer)
 
-    def _take(self) -> list[tuple[Any, asyncio.Future[Result]]]:
-        batch: list[tuple[Any, asyncio.Future[Result]]] = []
+    def _take(self) -> list[Waiting[Result]]:
+        batch: list[Waiting[Result]] = []
         while self._waiting and len(batch) < MAX_BATCH:
-            item, future = self._waiting.popleft()
-            if not future.done():  # the client has gone
-                batch.append((item, future))
+            each = self._waiting.popleft()
+            if each.answer.done():  # the client has gone
+                continue
+            if time.monotonic() > each.deadline:
+                each.answer.set_exception(too_late())
+            else:
+                batch.append(each)
         return batch
 
     async def close(self) -> None:
@@ -63,3 +85,10 @@ class Batcher(Generic[Result]):
         if self._worker is not None:
             await self._worker
         self._executor.shutdown()
+
+
+def too_late() -> Unavailable:
+    """The refusal of what has waited too long to be still of use."""
+    return Unavailable(
+        "The photo has waited too long to be looked at; try again shortly.", "queue-timeout", retry_after=2
+    )

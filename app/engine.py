@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from app.cores import usable_cores
 from app.graphs import Graph
 from app.head import Head, sigmoid, softmax
 
@@ -40,7 +41,7 @@ class Engine:
     ) -> None:
         """Bind `arrays` (by state-dict names) to the graph and make the session: one thread a core."""
         options = ort.SessionOptions()
-        options.intra_op_num_threads = os.cpu_count() or 1
+        options.intra_op_num_threads = usable_cores()
         options.inter_op_num_threads = 1
         # Waiting threads sleep: spinning burns a shared core for a gain that is only there on an idle
         # machine.

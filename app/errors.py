@@ -19,7 +19,7 @@
        |- BadImage 422               `code`: image-too-large, truncated-image, corrupt-image
        |- BadOutput 500
        |- NotExplained 501             there is no heat map of this network
-       `- Unavailable 503            `code`: model-loading, overloaded; always with `retry_after`
+       `- Unavailable 503            `code`: model-loading, overloaded, queue-timeout; with `retry_after`
 
 A message says what was found, what was expected, and what to do.
 """

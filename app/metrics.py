@@ -1,6 +1,6 @@
 """What the server counts and times, in Prometheus' form."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
@@ -16,6 +16,11 @@ class Metrics:
         self.seconds = Histogram(
             "stage_seconds", "Time by stage of a request", ["stage"], registry=self._registry, buckets=BUCKETS
         )
+
+        self.batches = Histogram(
+            "batch_size", "Photos computed together", registry=self._registry, buckets=(1, 2, 4, 8)
+        )
+        self.inside = Gauge("inside", "Photos that wait or are looked at", registry=self._registry)
 
     def text(self) -> bytes:
         """All of them in the text exposition format."""

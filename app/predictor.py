@@ -3,30 +3,29 @@
 The server and the command line await the same method. Knows nothing of HTTP, nor how it was opened.
 """
 
-import asyncio
 import logging
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from app.admission import Admission
 from app.batcher import Batcher
+from app.decoder import Decoder
 from app.engine import Answer
-from app.errors import BadOutput, NotExplained, Unavailable
+from app.errors import BadOutput, NotExplained
 from app.explain import Explainer, Explanation
 from app.metrics import Metrics
-from app.preprocess import Preprocess, decode
+from app.preprocess import Preprocess
 from app.proof import Prepare, ProofResult, Run
 from app.settings import Settings
 
 MODELS: Final = Path(__file__).parent / "models"
-MAX_INSIDE: Final = 32  # requests between upload and answer: more would wait longer than people do
 
 Float32 = npt.NDArray[np.float32]
 Report = Callable[[str, int | None], None]  # the phase of opening, and its percent if known
@@ -91,27 +90,29 @@ class Predictor:
         self.card = card
         self._settings = settings
         self._prepare = prepare
-        self._batcher = Batcher(run)
-        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        exact = settings.exact or settings.engine == "fastai"  # which is the reference
+        self._decoder = Decoder(settings.exif, None if exact else card.preprocess.least)
+        self._batcher = Batcher(run, metrics.batches.observe)
+        self._admission = Admission()
         self._metrics = metrics
+        metrics.inside.set_function(lambda: self._admission.inside)
         self._known = known  # (photos, features) of the proof, each of length 1
         self._explainer = explainer
-        self._inside = 0
 
-    async def predict(self, data: bytes) -> Prediction:
+    async def predict(self, data: bytes, deadline: float = math.inf) -> Prediction:
         """The answer to the bytes of one photo.
 
         Raises RequestError: BadRequest, UnsupportedMedia or BadImage for what is no usable picture, BadOutput
-        when the network's answer is no number. Cancelled while it waits, it is not computed.
+        when the network's answer is no number, Unavailable when it waits beyond `deadline` (in the time of
+        time.monotonic). Then, and when it is cancelled while it waits, it is not computed.
         """
-        loop = asyncio.get_running_loop()
         with self._metrics.seconds.labels("decode").time():
-            item = await loop.run_in_executor(self._decoders, self._decode, data)
+            item = await self._decoder.apply(self._prepare, data, deadline)
         with self._metrics.seconds.labels("engine").time():
-            answer = await self._batcher.submit(item)
+            answer = await self._batcher.submit(item, deadline)
         return self._prediction(answer)
 
-    async def explain(self, data: bytes, label: str = "") -> Explanation:
+    async def explain(self, data: bytes, deadline: float = math.inf, label: str = "") -> Explanation:
         """Where on the photo is what speaks for the class `label`, or for the likeliest one.
 
         Raises what `predict` raises, BadRequest for an unknown class, NotExplained.
@@ -122,23 +123,11 @@ class Predictor:
                 "POST /analyze answers as usual."
             )
         explainer = self._explainer
-        return await asyncio.get_running_loop().run_in_executor(
-            self._decoders, lambda: explainer(decode(data, self._settings.exif), label)
-        )
+        return await self._decoder.apply(lambda image: explainer(image, label), data, deadline)
 
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """A place among those that are under way, from before an upload is read. Raises Unavailable."""
-        if self._inside >= MAX_INSIDE:
-            raise Unavailable(f"{MAX_INSIDE} photos are under way already; try again shortly.", retry_after=5)
-        self._inside += 1
-        try:
-            yield
-        finally:
-            self._inside -= 1
-
-    def _decode(self, data: bytes) -> Any:
-        return self._prepare(decode(data, self._settings.exif))
+    def slot(self) -> AbstractContextManager[float]:
+        """A place among those that wait, and the deadline until which it is worth it. Raises Unavailable."""
+        return self._admission.slot()
 
     def _prediction(self, answer: Answer) -> Prediction:
         """The network's answer in words."""
@@ -161,7 +150,7 @@ class Predictor:
     async def close(self) -> None:
         """Finish what is under way and end the threads."""
         await self._batcher.close()
-        self._decoders.shutdown()
+        self._decoder.close()
 
 
 def unit(vectors: Float32) -> Float32:

@@ -85,10 +85,27 @@ def decode(data: bytes, exif: Exif = "turn") -> Image.Image:
     With `exif` "turn" it is turned upright as its EXIF orientation says; fastai itself ignores that.
     Raises BadRequest, UnsupportedMedia or BadImage, whatever the bytes are.
     """
+    return read_pixels(read_header(data), exif)
+
+
+def read_header(data: bytes) -> Image.Image:
+    """The picture with its format and size, not decoded yet. Raises as `decode` does."""
     if not data:
         raise BadRequest("The file is empty (0 bytes); send a picture.", "empty-file")
     image = _open(data)
     _check_size(*image.size)
+    return image
+
+
+def shrink(image: Image.Image, least: Size) -> None:
+    """Have a large JPEG decoded at 1/2, 1/4 or 1/8 of its size, at least `least` (height, width): libjpeg
+    then skips the finer frequencies. Other formats stay as they are.
+    """
+    image.draft(None, least[::-1])
+
+
+def read_pixels(image: Image.Image, exif: Exif) -> Image.Image:
+    """What `read_header` gave, decoded, as `decode` says. Raises BadImage."""
     try:
         _check_size(*_tile_size(image))
         image.load()  # before the EXIF data is looked for: that would load too, and hide what it met
@@ -188,6 +205,15 @@ class Preprocess:
                 f"'{self.pipeline}'; with it {' and '.join(METHODS[self.pipeline])} are."
             )
 
+    @property
+    def least(self) -> Size:
+        """Four times the (height, width) that photos are resampled to: what is finer than that is averaged
+        away, but for less than a tenth of a grey level.
+        """
+        extra = extra_edge(self.size, self.val_xtra) if self.pipeline == "random_resized_crop" else 0
+        height, width = self.presize if self.pipeline == "presize" else self.size
+        return 4 * (height + extra), 4 * (width + extra)
+
     def __call__(self, image: Image.Image) -> Float32:
         """(H, W) RGB image -> (3, height, width) float32, (x / 255 - mean) / std. Raises BadImage."""
         match self.pipeline:
@@ -200,12 +226,18 @@ class Preprocess:
                 pixels = _resampled(large, self.size, self.size)
             case "fastai1":
                 pixels = fastai1(image, self.size, self.method)
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+        # channel by channel and in place: a tenth of the time that it takes pixel by pixel
+        pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        pixels -= np.array(self.mean, np.float32)[:, np.newaxis, np.newaxis]
+        pixels /= np.array(self.std, np.float32)[:, np.newaxis, np.newaxis]
+        return pixels
 
 
 def _scaled(image: Image.Image) -> Float32:
-    return np.asarray(image, np.float32) / np.float32(255)
+    """(H, W, 3) float32 in 0..1, which lie channel by channel in memory."""
+    channels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
+    channels /= np.float32(255)
+    return channels.transpose(1, 2, 0)
 
 
 def resize(image: Image.Image, size: Size, method: ResizeMethod, pad_mode: PadMode) -> Image.Image:

@@ -101,12 +101,12 @@ async def explain(request: Request) -> Response:
     return JSONResponse(dataclasses.asdict(await answered(request, partial(predictor.explain, label=label))))
 
 
-async def answered(request: Request, ask: Callable[[bytes], Coroutine[Any, Any, Answer]]) -> Answer:
+async def answered(request: Request, ask: Callable[[bytes, float], Coroutine[Any, Any, Answer]]) -> Answer:
     """What `ask` says of the photo in a request; cancelled if the client leaves. Raises RequestError."""
     predictor = request.state.service.predictor  # or 503, before anything is read
     data = await read_upload(request)  # before the slot: a slow upload keeps nobody else out
-    with predictor.slot():
-        answer = asyncio.create_task(ask(data))
+    with predictor.slot() as deadline:
+        answer = asyncio.create_task(ask(data, deadline))
         # the body is read: all that may still come is that the client leaves
         leaving = asyncio.ensure_future(request.receive())
         try:

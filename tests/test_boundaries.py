@@ -10,14 +10,14 @@ from tests.conftest import ROOT
 
 APP = ROOT / "app"
 FLOORS = (  # lowest first
-    ("errors", "logs", "metrics", "problem", "wire"),
+    ("cores", "errors", "logs", "metrics", "problem", "wire"),
     ("unpickler",),
     ("download", "form", "preprocess", "checkpoint"),
     ("graphs", "head"),
     ("engine",),
     ("explain",),
-    ("learner", "batcher", "proof"),
-    ("settings",),
+    ("learner", "batcher", "admission", "proof"),
+    ("settings", "decoder"),
     ("predictor",),
     ("opening",),
     ("service", "edge", "evaluation", "now"),

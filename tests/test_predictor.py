@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from app import predictor as predictor_module
 from app.errors import (
     ArchitectureUnknown,
     BadOutput,
     CheckpointError,
     ClassesMismatch,
     SettingsError,
-    Unavailable,
 )
 from app.metrics import Metrics
 from app.opening import open_predictor
@@ -177,17 +175,3 @@ def bytes_of(colour: str) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (224, 224), colour).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def test_more_photos_than_can_be_under_way_are_refused_until_one_has_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(predictor_module, "MAX_INSIDE", 2)
-    predictor = opened(bears_settings())
-    with predictor.slot():
-        with predictor.slot():
-            with pytest.raises(Unavailable) as caught, predictor.slot():
-                pass
-            assert (caught.value.code, caught.value.retry_after) == ("overloaded", 5)
-        with predictor.slot():
-            pass

@@ -1,0 +1,81 @@
+"""Photos decoded off the event loop: on as many threads as there are cores, bounded in the pixels that are
+held at the same time.
+
+Knows nothing of networks or requests.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+from PIL import Image
+
+from app.batcher import too_late
+from app.cores import usable_cores
+from app.preprocess import Exif, Size, read_header, read_pixels, shrink
+
+Result = TypeVar("Result")
+
+# One photo of a phone at a time, or several smaller ones. Pillow has 4 bytes a pixel, and the crop, a second
+# picture, as many: two of 12 megapixels at once would be 200 MB, of one core's gain.
+MAX_PIXELS_HELD: Final = 16_000_000
+
+
+class Decoder:
+    """Threads that decode photos and do what comes next with them."""
+
+    def __init__(self, exif: Exif, least: Size | None = None) -> None:
+        """`least` is the height and width that a large JPEG need not be decoded beyond; None is exact."""
+        self._exif = exif
+        self._least = least
+        self._room = Room(MAX_PIXELS_HELD)
+        self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+
+    async def apply(self, work: Callable[[Image.Image], Result], data: bytes, deadline: float) -> Result:
+        """`work` done with the photo in `data`, on a thread: an upright RGB image.
+
+        Raises what `preprocess.decode` raises, and Unavailable where its turn comes after `deadline` (in the
+        time of time.monotonic). Cancelled before its turn, it is not decoded.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._apply, work, data, deadline)
+
+    def _apply(self, work: Callable[[Image.Image], Result], data: bytes, deadline: float) -> Result:
+        if time.monotonic() > deadline:
+            raise too_late()
+        image = read_header(data)
+        if self._least:
+            shrink(image, self._least)
+        with self._room.take(image.width * image.height):
+            return work(read_pixels(image, self._exif))
+
+    def close(self) -> None:
+        """Finish what is under way and end the threads."""
+        self._threads.shutdown()
+
+
+class Room:
+    """Room for so many pixels, in the order of asking; what is larger than all of it has it alone."""
+
+    def __init__(self, pixels: int) -> None:
+        self._all = self._free = pixels
+        self._changed = threading.Condition()
+        self._turn = threading.Lock()  # who waits for room keeps those behind it: a large one comes through
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Wait for room, and keep it while the block runs."""
+        pixels = min(pixels, self._all)
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()

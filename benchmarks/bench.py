@@ -1,0 +1,345 @@
+"""How fast and how small: this server beside the obvious one (naive.py) and its own engine, in one run.
+
+    make bench     or     python benchmarks/bench.py [--turns 3] [--seconds 4] [--json bench.json]
+
+All in turn (ours, naive, engine, ours ...) on the same ResNet34 and pictures, on loopback; medians of the
+turns. The ratios hold on a busy machine too; absolute figures need a quiet one: its load is written down.
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PICTURES = {
+    "224 px": "a00_224x224.jpg",
+    "1024 px": "a12_1024x768.jpg",
+    "12 MP": "b00_12mp_4000x3000.jpg",
+}
+CONNECTIONS = (1, 8, 32)
+OVERLOAD = 80.0  # requests a second: several times what two cores answer
+QUICK = 0.003  # seconds per millisecond: an answer in three times the usual is a quick one
+START_SECONDS = 120  # a server that has not answered by then never will
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Server:
+    """A server process, measured from outside."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], port: int) -> None:
+        self.name = name
+        self.url = f"http://127.0.0.1:{port}"
+        self._start = lambda: subprocess.Popen(
+            [sys.executable, *command, "--port", str(port)],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, photo: Path, expected: str) -> float:
+        """Start it and ask until the first right answer. Returns the seconds that this took."""
+        begin = time.perf_counter()
+        self._process = self._start()
+        request = urllib.request.Request(
+            f"{self.url}/analyze", _form(photo), {"Content-Type": "multipart/form-data; boundary=b"}
+        )
+        while time.perf_counter() < begin + START_SECONDS:
+            try:
+                with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
+                    result = json.load(answer)["result"]
+            except OSError:  # it does not listen yet, or is not ready yet
+                time.sleep(0.01)
+                continue
+            if result != expected:
+                raise SystemExit(f"{self.name} answers {result}, expected {expected}")
+            return time.perf_counter() - begin
+        raise SystemExit(f"{self.name} did not answer within {START_SECONDS} s")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+    def _tree(self) -> list[int]:
+        """The process and its descendants."""
+        pids = [self._process.pid] if self._process else []
+        for pid in pids:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                pids.extend(map(int, task.read_text().split()))
+        return pids
+
+    def memory(self) -> float:
+        """MB of the tree: pages shared with others count by their share (PSS)."""
+        rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self._tree()]
+        return sum(int(text.partition("\nPss:")[2].split()[0]) for text in rollups) / 1000
+
+    def cpu(self) -> float:
+        """Seconds of processor time that the tree has used."""
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self._tree()]
+        return sum(int(fields[11]) + int(fields[12]) for fields in stats) / TICKS
+
+
+class Peak:
+    """The most memory that a server had while the block ran, looked at five times a second: it costs the
+    kernel a walk through all pages.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._stop = server, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.megabytes = 0.0
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.2):
+            self.megabytes = max(self.megabytes, self._server.memory())
+
+    def __enter__(self) -> "Peak":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _form(photo: Path) -> bytes:
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\n\r\n'
+    return head + photo.read_bytes() + b"\r\n--b--\r\n"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def under_load(server: Server, photo: Path, expected: str, *options: str) -> dict[str, float]:
+    """One turn of load.py against a server: its figures."""
+    cpu = server.cpu()
+    command = [sys.executable, str(HERE / "load.py"), server.url, str(photo), *options]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    answers = result["answers"]
+    times = sorted(answers.get("200", []))
+    if not times or json.loads(result["sample"])["result"] != expected:
+        raise SystemExit(f"{server.name} gave no right answer: {result['sample'] or answers.keys()}")
+    refused = sorted(answers.get("503", []))
+    lost = sum(len(rows) for status, rows in answers.items() if status not in ("200", "503"))
+    return {
+        **{f"p{share} ms": 1000 * times[len(times) * share // 100] for share in (50, 95, 99)},
+        "rate": len(times) / result["seconds"],
+        "cpu ms": 1000 * (server.cpu() - cpu) / len(times),
+        "refused": len(refused),
+        "refused p99 ms": 1000 * refused[len(refused) * 99 // 100] if refused else 0.0,
+        "lost": lost,
+        "recovery s": result["recovery"],
+    }
+
+
+def engine_alone(checkpoint: Path, photo: Path, seconds: float) -> dict[str, float]:
+    """The limit: the engine in this process, without HTTP; and what decoding takes beside it."""
+    sys.path.insert(0, str(ROOT))
+    from app.checkpoint import read_checkpoint
+    from app.engine import Engine
+    from app.graphs import find_graph
+    from app.head import read_head
+    from app.preprocess import Preprocess, decode
+
+    arrays = read_checkpoint(checkpoint).arrays
+    graph = find_graph(arrays)
+    engine = Engine(graph, arrays, read_head(arrays, graph.channels))
+    preprocess, data = Preprocess(), photo.read_bytes()
+    pixels = preprocess(decode(data))
+    engine.run([pixels])
+
+    def median_ms(work: Callable[[], object]) -> float:
+        times, end = [], time.perf_counter() + seconds / 2
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return 1000 * statistics.median(times)
+
+    network = median_ms(lambda: engine.run([pixels]))
+    return {
+        "engine ms": network,
+        "engine rate": 1000 / network,
+        "decode ms": median_ms(lambda: preprocess(decode(data))),
+    }
+
+
+def in_turn(turns: int, parts: dict[str, Callable[[], dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Each part in its turn, several times over. Returns the medians by part."""
+    rows: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for _ in range(turns):
+        for name, part in parts.items():
+            rows[name].append(part())
+    return {
+        name: {key: statistics.median(row[key] for row in its) for key in its[0]}
+        for name, its in rows.items()
+    }
+
+
+def measure(folder: Path, turns: int, seconds: float) -> dict[str, dict[str, dict[str, float]]]:
+    """Everything, in turn. Returns figures by what was asked for, then by who answered."""
+    answers = json.loads((folder / "answers.json").read_text())
+    photos = {name: ROOT / "tests" / "data" / "images" / file for name, file in PICTURES.items()}
+    expected = {name: answers[file]["result"] for name, file in PICTURES.items()}
+    environment = {"APP_MODEL_URL": str(folder / "stage-2.pth"), "APP_CLASSES": "black,grizzly,teddys"}
+    servers = [
+        Server("ours", ["-m", "app", "serve"], environment, free_port()),
+        Server("naive", [str(HERE / "naive.py"), str(folder / "export.pkl")], {}, free_port()),
+    ]
+
+    def start(server: Server) -> dict[str, float]:
+        server.stop()
+        started = server.start(photos["224 px"], expected["224 px"])
+        return {"s": started, "idle MB": server.memory()}
+
+    def load(server: Server, picture: str, *options: str) -> dict[str, float]:
+        with Peak(server) as peak:
+            row = under_load(server, photos[picture], expected[picture], *options)
+        return {**row, "peak MB": peak.megabytes}
+
+    def bare(picture: str) -> dict[str, float]:
+        command = [sys.executable, __file__, "--engine", str(photos[picture]), "--folder", str(folder)]
+        run = subprocess.run([*command, "--seconds", str(seconds)], check=True, capture_output=True)
+        return json.loads(run.stdout)  # type: ignore[no-any-return]
+
+    figures = {"start": in_turn(turns, {server.name: partial(start, server) for server in servers})}
+    cells = [(picture, connections) for picture in PICTURES for connections in CONNECTIONS]
+    for picture, connections in cells:
+        name = f"{picture}, {connections} at once"
+        print(name, file=sys.stderr)
+        options = ("--connections", str(connections), "--seconds", str(seconds))
+        parts = {server.name: partial(load, server, picture, *options) for server in servers}
+        figures[name] = in_turn(turns, {**parts, "engine": partial(bare, picture)})
+    print("overload", file=sys.stderr)
+    options = ("--rate", str(OVERLOAD), "--seconds", str(seconds))
+    alone = figures["224 px, 1 at once"]
+    parts = {
+        server.name: partial(
+            load, server, "224 px", *options, "--quick", str(QUICK * alone[server.name]["p50 ms"])
+        )
+        for server in servers
+    }
+    figures[f"224 px, {OVERLOAD:.0f}/s"] = in_turn(turns, parts)
+    for server in servers:
+        server.stop()
+    return figures
+
+
+# --- what is printed ----------------------------------------------------------------------------------------
+
+
+def bars(figures: dict[str, dict[str, dict[str, float]]]) -> list[tuple[str, float, float, str]]:
+    """What is promised: its name, what was found, the bar, and whether it must be "<=" or ">=" that."""
+
+    def ratio(name: str, key: str) -> float:
+        return figures[name]["ours"][key] / figures[name]["naive"][key]
+
+    alone = figures["224 px, 1 at once"]
+    limit = alone["engine"]["engine ms"] + alone["engine"]["decode ms"]
+    found = [
+        ("p50, one client, 224 px: to naive", ratio("224 px, 1 at once", "p50 ms"), 0.6, "<="),
+        ("p50, one client, 224 px: to engine + decode", alone["ours"]["p50 ms"] / limit, 1.15, "<="),
+        ("p50, one client, 12 MP: to naive", ratio("12 MP, 1 at once", "p50 ms"), 0.4, "<="),
+    ]
+    for picture in ("224 px", "1024 px"):
+        for connections in CONNECTIONS[1:]:
+            name = f"{picture}, {connections} at once"
+            found.append((f"rate, {name}: to naive", ratio(name, "rate"), 2.0, ">="))
+            share = figures[name]["ours"]["rate"] / figures[name]["engine"]["engine rate"]
+            found.append((f"rate, {name}: to the engine", share, 0.85, ">="))
+    overload = figures[f"224 px, {OVERLOAD:.0f}/s"]["ours"]
+    return [
+        *found,
+        ("first right answer after the start: to naive", ratio("start", "s"), 0.1, "<="),
+        ("idle memory: to naive", ratio("start", "idle MB"), 0.4, "<="),
+        ("peak memory, 32 clients, 12 MP: to naive", ratio("12 MP, 32 at once", "peak MB"), 0.4, "<="),
+        ("peak memory, MB", max(row["ours"].get("peak MB", 0.0) for row in figures.values()), 400, "<="),
+        ("p99 of what is accepted in overload, ms", overload["p99 ms"], 2000, "<="),
+        ("lost in overload", overload["lost"], 0, "<="),
+        ("first quick answer after the overload, s", overload["recovery s"], 1.0, "<="),
+    ]
+
+
+def report(figures: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Two tables in Markdown: every figure, and what is promised."""
+    start = figures["start"]
+    rows = ["| | | first answer | idle |", "|---|---|---|---|"]
+    rows += [f"| start | {who} | {row['s']:.2f} s | {row['idle MB']:.0f} MB |" for who, row in start.items()]
+    rows += ["", "| load | who | p50 | p95 | p99 ms | answers/s | CPU ms | peak MB | refused, lost |"]
+    rows += ["|---|---|---|---|---|---|---|---|---|"]
+    for name, row in figures.items():
+        for who, its in row.items():
+            if "p50 ms" in its:
+                times = " | ".join(f"{its[f'p{share} ms']:.0f}" for share in (50, 95, 99))
+                rest = f"{its['rate']:.1f} | {its['cpu ms']:.0f} | {its['peak MB']:.0f}"
+                rows.append(
+                    f"| {name} | {who} | {times} | {rest} | {its['refused']:.0f}, {its['lost']:.0f} |"
+                )
+            elif who == "engine":
+                times = f"{its['engine ms']:.0f} + {its['decode ms']:.0f} | | "
+                rows.append(f"| {name} | {who} + decode | {times}| {its['engine rate']:.1f} | | | |")
+    rows += ["", "| promised | found | bar | |", "|---|---|---|---|"]
+    for name, value, bar, sign in bars(figures):
+        kept = value <= bar if sign == "<=" else value >= bar
+        rows.append(f"| {name} | {value:.2f} | {sign} {bar:g} | {'kept' if kept else 'missed'} |")
+    return "\n".join(rows)
+
+
+def machine() -> dict[str, Any]:
+    """On what, when, and how busy it was."""
+    model = next(
+        (li for li in Path("/proc/cpuinfo").read_text().splitlines() if li.startswith("model name")), ""
+    )
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": model.partition(": ")[2] or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load average before": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each load, in each turn")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "fastai-now-bench")
+    parser.add_argument("--engine", type=Path, metavar="PHOTO", help=argparse.SUPPRESS)  # a part of the run
+    options = parser.parse_args()
+    if options.engine:
+        row = engine_alone(options.folder / "stage-2.pth", options.engine, options.seconds)
+        print(json.dumps(row))
+        return
+    options.folder.mkdir(exist_ok=True)
+    if not (options.folder / "answers.json").exists():
+        print("fastai makes the ResNet34 (once)", file=sys.stderr)
+        subprocess.run([sys.executable, str(HERE / "naive.py"), "--make", str(options.folder)], check=True)
+    about = machine()
+    figures = measure(options.folder, options.turns, options.seconds)
+    options.json.write_text(json.dumps({"machine": about, "figures": figures}, indent=1) + "\n")
+    print(", ".join(f"{key} {value}" for key, value in about.items()), "\n", report(figures), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

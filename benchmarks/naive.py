@@ -1,0 +1,96 @@
+"""The server everybody writes first: fastai's own `learn.predict` inside the handler. What ours is measured
+against.
+
+    python benchmarks/naive.py --port 8081 export.pkl
+
+`--make FOLDER` writes the files that both servers serve: stage-2.pth, export.pkl, and answers.json with what
+`learn.predict` says of each picture.
+"""
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from app.learner import import_fastai  # noqa: E402  torchvision made importable with any build of torch
+
+PICTURES = ROOT / "tests" / "data" / "images"
+CLASSES = ("black", "grizzly", "teddys")
+
+
+def create_app(export: Path) -> Starlette:
+    """Load the learner, then serve it."""
+    vision = import_fastai()
+    learn = vision.load_learner(export)
+
+    async def analyze(request: Request) -> JSONResponse:
+        form = await request.form()
+        photo = vision.PILImage.create(io.BytesIO(await form["file"].read()))
+        with learn.no_bar(), learn.no_logging():
+            label, _, probabilities = learn.predict(photo)
+        return JSONResponse({"result": str(label), "confidence": float(max(probabilities))})
+
+    return Starlette(routes=[Route("/analyze", analyze, methods=["POST"])])
+
+
+def make(folder: Path) -> None:
+    """A ResNet34 of three classes as `vision_learner` makes it, saved both ways.
+
+    It is not trained: that makes no difference to speed. The statistics of its BatchNorm layers are those of
+    the pictures, so that its answers are spread as a trained network's are.
+    """
+    vision = import_fastai()
+    import torch
+
+    vision.set_seed(7)
+    photos = sorted(PICTURES.iterdir())[:24]
+    dls = vision.ImageDataLoaders.from_lists(
+        PICTURES,
+        photos,
+        [CLASSES[i % len(CLASSES)] for i in range(len(photos))],
+        item_tfms=vision.Resize(224),
+        batch_tfms=[*vision.aug_transforms(), vision.Normalize.from_stats(*vision.imagenet_stats)],
+        bs=12,
+        num_workers=0,
+    )
+    learn = vision.vision_learner(dls, vision.models.resnet34, pretrained=False)
+    learn.path, learn.model_dir = folder, "."
+    for module in learn.model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the plain average over all batches
+    with torch.no_grad():
+        learn.model.train()
+        for pixels, _ in dls.train:
+            learn.model(pixels)
+    learn.model.eval()
+    learn.save("stage-2", with_opt=False)
+    learn.export("export.pkl")
+    answers: dict[str, Any] = {}
+    with learn.no_bar(), learn.no_logging():
+        for photo in sorted(PICTURES.iterdir()):
+            label, _, probabilities = learn.predict(photo)
+            answers[photo.name] = {"result": str(label), "confidence": float(max(probabilities))}
+    (folder / "answers.json").write_text(json.dumps(answers))  # last: with it the folder is complete
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=8081)
+    parser.add_argument("--make", action="store_true", help="write the files instead of serving")
+    parser.add_argument("path", type=Path)
+    options = parser.parse_args()
+    if options.make:
+        make(options.path)
+    else:
+        uvicorn.run(create_app(options.path), port=options.port, log_level="warning")
