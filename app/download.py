@@ -1,31 +1,37 @@
-"""Get the checkpoint: from an https link, once, whole or not at all; or from a path on this machine.
+"""Get a file: from a link, once, whole or not at all; or from a path on this machine.
 
 Knows nothing of checkpoints: `verify` says whether what arrived is to be kept.
 """
 
 import asyncio
+import contextlib
+import errno
 import hashlib
+import ipaddress
 import logging
 import os
 import secrets
+import stat
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Generic, TypeVar
-
-import aiohttp
+from urllib.parse import urlsplit
 
 from app.errors import ChecksumMismatch, DownloadError, StartupError
+from app.links import direct, host, is_url
+from app.transfer import LIMITS, Limits, Progress, transfer
 
-CHUNK: Final = 1 << 20
-STALL: Final = 30.0  # seconds without a byte, after which the host is given up
-TOTAL: Final = 1800.0  # seconds for the whole file: 100 MB at 60 kB/s
-MAX_BYTES: Final = 2_000_000_000  # above any image classifier's checkpoint
-MAX_REDIRECTS: Final = 10
+# A living download changes its file more often: it is silent for 30 s at most, and waits 120 s between two
+# tries. Not by process id: containers that share a volume have the same ones. Not by a lock: network file
+# systems pretend to have them.
+LEFTOVER: Final = 600.0  # seconds
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
 Content = TypeVar("Content")
 
 
@@ -36,11 +42,6 @@ class Fetched(Generic[Content]):
     path: Path
     sha256: str
     content: Content
-
-
-def is_url(location: str) -> bool:
-    """Whether it is a link; everything else is a path."""
-    return location.lower().startswith(("http://", "https://"))
 
 
 def cache_path(url: str, folder: Path) -> Path:
@@ -55,115 +56,115 @@ async def fetch(
     sha256: str = "",
     verify: Callable[[Path], Content],
     progress: Progress,
+    limits: Limits = LIMITS,
 ) -> Fetched[Content]:
-    """The file at `location`, a link or a path, and what `verify` makes of it; a link is downloaded into
-    `folder` unless it was before.
+    """The file at `location`, a link or a path, and what `verify` makes of it; what a link gives is kept in
+    `folder`, or in a folder for temporary files where that cannot be written, and not downloaded twice.
 
     A download goes to a temporary file of this process, is checked (size, `sha256`, `verify`) and only then
     takes its final name: a reader never meets a half file. Raises DownloadError, ChecksumMismatch, and
     whatever `verify` raises.
     """
     if not is_url(location):
-        path = Path(location)
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise DownloadError(
-                f"{path} {what}; the path of a file was expected, or a link that begins with https://."
-            )
-        return await asyncio.to_thread(_check, path, sha256, location, verify)
-    path = cache_path(location, folder)
-    if path.exists():
+        return await asyncio.to_thread(_check, _existing(location), sha256, f"at {location}", verify)
+    url = direct(location)
+    _announce(location, url)
+    check = partial(_check, expected=sha256, where=f"from {host(url)}", verify=verify)
+    places: tuple[Callable[[], Path], ...] = (lambda: folder, _temporary_folder)
+    refusals = []
+    for place in places:
         try:
-            return await asyncio.to_thread(_check, path, sha256, location, verify)
+            return await _fetch_into(cache_path(location, place()), url, check, progress, limits)
+        except OSError as error:  # of the disk: those of the network are DownloadErrors by then
+            refusals.append(error.strerror or str(error))
+            logger.warning("the download cannot be kept where it should be: %s", refusals[-1])
+    raise DownloadError(
+        f"The download can be kept nowhere: not in {folder} ({refusals[0]}), and not in the folder for "
+        f"temporary files ({refusals[1]}). Make room, or let one of them be written."
+    )
+
+
+def _existing(location: str) -> Path:
+    path = Path(location)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DownloadError(
+            f"{path} {what}; the path of a file was expected, or a link that begins with https://."
+        )
+    return path
+
+
+async def _fetch_into(
+    path: Path,
+    url: str,
+    check: Callable[[Path], Fetched[Content]],
+    progress: Progress,
+    limits: Limits,
+) -> Fetched[Content]:
+    """What is kept at `path` if it passes, else what `url` gives, kept there. Raises OSError where the disk
+    cannot take it.
+    """
+    if os.access(path, os.R_OK):
+        try:
+            return await asyncio.to_thread(check, path)
         except StartupError as error:
             logger.warning("the kept file is not used but downloaded again: %s", error)
-    _make_folder(folder)
-    return await _download(location, path, sha256, verify, progress)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> DownloadError:
-    return DownloadError(f"The download cannot be kept in {folder}: {error.strerror or error}.")
-
-
-async def _download(
-    url: str, path: Path, sha256: str, verify: Callable[[Path], Content], progress: Progress
-) -> Fetched[Content]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        await _stream(url, temporary, progress)
-        await asyncio.to_thread(_check, temporary, sha256, url, verify)
+        await transfer(url, temporary, progress, limits)
+        await asyncio.to_thread(check, temporary)
         os.replace(temporary, path)
-        # read anew: Windows renames no file that is still mapped
-        return await asyncio.to_thread(_check, path, sha256, url, verify)
-    except OSError as error:
-        raise _unwritable(path.parent, error) from error
+        return await asyncio.to_thread(check, path)  # read anew: Windows renames no file that is mapped
     finally:
         temporary.unlink(missing_ok=True)
 
 
-async def _stream(url: str, path: Path, progress: Progress) -> None:
-    """Write what the link gives to `path`. Raises DownloadError, naming the host and what it answered."""
-    host = url.partition("://")[2].partition("/")[0].rpartition("@")[2]  # for messages: no path, no password
-    timeout = aiohttp.ClientTimeout(total=TOTAL, sock_connect=STALL, sock_read=STALL)
+def _temporary_folder() -> Path:
+    """A folder among the temporary files that only this user can write, so that nobody else lays a file there
+    for us to find. Raises OSError.
+    """
+    user = (
+        os.getuid() if hasattr(os, "getuid") else 0
+    )  # on Windows each user has temporary files of their own
+    folder = Path(tempfile.gettempdir()) / f"fastai-now-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user:
+        raise PermissionError(errno.EACCES, f"{folder} belongs to somebody else")
+    logger.warning("the download is kept in %s, for as long as temporary files are kept", folder)
+    return folder
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed downloads left."""
+    for path in folder.glob("*.download.*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+            if time.time() - path.stat().st_mtime > LEFTOVER:
+                path.unlink()
+                logger.info("removed what a killed download left: %s", path.name)
+
+
+def _announce(location: str, url: str) -> None:
+    """Say what is odd about a link; of the link itself no more than its host, as the rest may be secret."""
+    if url != location:
+        logger.info("a share link: the file itself is at %s", host(url))
+    if url.lower().startswith("http:") and not _is_this_machine(urlsplit(url).hostname or ""):
+        logger.warning(
+            "%s is asked over http, where anybody on the way can change the file: use https, or set a sha256",
+            host(url),
+        )
+
+
+def _is_this_machine(name: str) -> bool:
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session,
-            session.get(
-                url, max_redirects=MAX_REDIRECTS, headers={"Accept-Encoding": "identity"}
-            ) as response,
-        ):
-            if response.status != 200:
-                raise DownloadError(
-                    f"{host} answered {response.status} {response.reason} for model_url; a 200 with the file "
-                    "was expected. Open the link in a private browser window: it must download without "
-                    "signing in."
-                )
-            hops = [hop.url.scheme for hop in (*response.history, response)]
-            if url.lower().startswith("https:") and set(hops) != {"https"}:
-                raise DownloadError(
-                    f"{host} redirects to http, where anybody could change the file; use another link."
-                )
-            received = await _write(response, path, progress)
-            if response.content_length not in (None, received):
-                raise DownloadError(
-                    f"{host} announced {response.content_length:,} bytes and sent {received:,}; start again."
-                )
-    except TimeoutError as error:
-        raise DownloadError(
-            f"{host} sent nothing for {STALL:.0f} s, or not all within {TOTAL:.0f} s."
-        ) from error
-    except ValueError as error:  # aiohttp.InvalidURL, and names that cannot be encoded
-        raise DownloadError(f"model_url is no valid link: {url[:200]}") from error
-    except aiohttp.ClientError as error:
-        raise DownloadError(
-            f"{host} could not be read ({type(error).__name__}: {str(error)[:200]})."
-        ) from error
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:  # a name
+        return False
 
 
-async def _write(response: aiohttp.ClientResponse, path: Path, progress: Progress) -> int:
-    received = 0
-    with path.open("xb") as file:
-        async for chunk in response.content.iter_chunked(CHUNK):
-            received += len(chunk)
-            if received > MAX_BYTES:
-                raise DownloadError(
-                    f"The file has over {MAX_BYTES:,} bytes; no image classifier needs so many."
-                )
-            file.write(chunk)
-            progress(received, response.content_length)
-        file.flush()
-        os.fsync(file.fileno())
-    return received
-
-
-def _check(path: Path, expected: str, location: str, verify: Callable[[Path], Content]) -> Fetched[Content]:
+def _check(path: Path, expected: str, where: str, verify: Callable[[Path], Content]) -> Fetched[Content]:
     """The file, if its sha256 is the `expected` one. Raises DownloadError and what `verify` raises."""
     try:
         with path.open("rb") as file:
@@ -172,7 +173,7 @@ def _check(path: Path, expected: str, location: str, verify: Callable[[Path], Co
         raise DownloadError(f"{path} cannot be read: {error.strerror or error}.") from error
     if expected not in ("", found):
         raise ChecksumMismatch(
-            f"The file at {location} has the sha256 {found}, but model_sha256 is {expected}: it is not the "
+            f"The file {where} has the sha256 {found}, but model_sha256 is {expected}: it is not the "
             "file that was meant. Correct the link, or the setting."
         )
     return Fetched(path, found, verify(path))

@@ -4,6 +4,7 @@
     |- StartupError                  the server cannot start: one sentence, exit code 1
     |  |- SettingsError              settings.toml or an APP_ variable
     |  |- DownloadError              the file could not be had
+    |  |  |- DownloadInterrupted     it may be had by another try; with `retry_after`
     |  |  `- ChecksumMismatch        it was had, but it is another file
     |  |- CheckpointError            the file was had, but cannot be served
     |  |  |- UnsafeCheckpoint        it names code that a file of weights has no use for
@@ -43,6 +44,14 @@ class SettingsError(StartupError):
 
 class DownloadError(StartupError):
     """The checkpoint could not be downloaded, or is no file on this machine."""
+
+
+class DownloadInterrupted(DownloadError):
+    """A try broke off; another one may go on, `retry_after` seconds later if the host said so."""
+
+    def __init__(self, message: str, retry_after: float = 0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ChecksumMismatch(DownloadError):

@@ -17,8 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, Final
 
-from app.download import is_url
 from app.errors import DeployError, SettingsError, ToolMissing
+from app.links import is_url
 from app.metrics import Metrics
 from app.opening import Report, open_predictor
 from app.predictor import ModelCard

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from app.download import is_url
 from app.errors import SettingsError
+from app.links import is_url
 from app.logs import LogFormat
 from app.preprocess import IMAGENET_MEAN, IMAGENET_STD, Exif, PadMode, PipelineName, ResizeMethod
 

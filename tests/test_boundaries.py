@@ -11,7 +11,8 @@ from tests.conftest import ROOT
 APP = ROOT / "app"
 FLOORS = (  # lowest first
     ("cores", "errors", "logs", "metrics", "problem", "wire"),
-    ("unpickler",),
+    ("links", "unpickler"),
+    ("transfer",),
     ("download", "form", "preprocess", "checkpoint"),
     ("graphs", "head"),
     ("engine",),
@@ -37,7 +38,7 @@ KEEPERS = {  # foreign packages that only these modules may import
     "timm": {"learner"},
     "onnx": {"learner"},
     "onnxruntime": {"engine"},
-    "aiohttp": {"download"},
+    "aiohttp": {"transfer"},
     "prometheus_client": {"metrics"},
     "msgspec": {"settings", "proof", "evaluation"},
 }

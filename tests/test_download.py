@@ -1,20 +1,40 @@
 """Downloads: whole, checked and kept, or not at all."""
 
 import asyncio
+import contextlib
 import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from app import download
 from app.checkpoint import check_signature
-from app.download import cache_path, fetch
+from app.download import LEFTOVER, cache_path, fetch
 from app.errors import CheckpointError, ChecksumMismatch, DownloadError
-from tests.conftest import V1_CHECKPOINT
-from tests.http_server import Handler, send, serving
+from app.opening import MODELS
+from app.transfer import Limits
+from tests.conftest import ROOT, SECONDS, V1_CHECKPOINT, ServerProcess, bears_environment
+from tests.http_server import Answer, Handler, send, serving
 
 CONTENT = V1_CHECKPOINT.read_bytes()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, a new one for each test."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 def get(
@@ -24,8 +44,15 @@ def get(
         if seen is not None:
             seen.append((done, total))
 
-    fetched = asyncio.run(fetch(location, folder, sha256=sha256, verify=check_signature, progress=progress))
-    return fetched.path
+    task = fetch(
+        location,
+        folder,
+        sha256=sha256,
+        verify=check_signature,
+        progress=progress,
+        limits=Limits(delay=0.001, stall=SECONDS, total=SECONDS),
+    )
+    return asyncio.run(task).path
 
 
 def whole(handler: Handler) -> None:
@@ -50,48 +77,56 @@ def test_another_link_is_another_file(tmp_path: Path) -> None:
     assert len(asked) == 2
 
 
-def test_a_redirect_is_followed(tmp_path: Path) -> None:
-    def answer(handler: Handler) -> None:
-        if handler.path == "/old":
-            send(handler, b"", 302, headers={"Location": "/new"})
-        else:
-            whole(handler)
-
-    with serving(answer) as (url, asked):
-        assert get(f"{url}/old", tmp_path).read_bytes() == CONTENT
-    assert asked == ["/old", "/new"]
-
-
 def test_a_path_is_used_where_it_is(tmp_path: Path) -> None:
     assert get(str(V1_CHECKPOINT), tmp_path, SHA256) == V1_CHECKPOINT
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("M02", "M03", "M17")
 @pytest.mark.parametrize(
-    ("answer", "error", "message"),
+    ("body", "kind", "error", "message"),
     [
-        (lambda h: send(h, b"gone", 404), DownloadError, "answered 404 Not Found.*without signing in"),
-        (lambda h: send(h, b"no", 403), DownloadError, "answered 403"),
-        (lambda h: send(h, CONTENT[:999], length=len(CONTENT)), DownloadError, "could not be read"),
-        (lambda h: send(h, b"", 302, headers={"Location": "/again"}), DownloadError, "TooManyRedirects"),
-        (lambda h: send(h, b"<!DOCTYPE html><title>Google Drive"), CheckpointError, "is a web page"),
-        (lambda h: send(h, b""), CheckpointError, "is empty"),
+        (b"<!DOCTYPE html><title>Google Drive", "text/html", DownloadError, "a web page ..Google Drive"),
+        (b"<!DOCTYPE html><title>Google Drive", "application/octet-stream", CheckpointError, "a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "text/plain",
+            CheckpointError,
+            "a git-lfs pointer",
+        ),
+        (b"<?xml version='1.0'?><Error>", "application/xml", CheckpointError, "an XML answer"),
+        (b'{"error": "not found"}', "application/json", CheckpointError, "a JSON text"),
+        (b"", "application/octet-stream", CheckpointError, "is empty"),
+        (b"\0" * 4096, "application/octet-stream", CheckpointError, "full of zeros"),
     ],
 )
-def test_what_is_not_the_file_is_refused_and_never_kept(
-    tmp_path: Path, answer: object, error: type[Exception], message: str
+def test_what_is_not_the_file_is_named_and_never_kept(
+    tmp_path: Path, body: bytes, kind: str, error: type[Exception], message: str
 ) -> None:
-    with serving(answer) as (url, _), pytest.raises(error, match=message):  # type: ignore[arg-type]
+    def answer(handler: Handler) -> None:
+        send(handler, body, headers={"Content-Type": kind})
+
+    with serving(answer) as (url, asked), pytest.raises(error, match=message):
+        get(f"{url}/stage-2.pth", tmp_path)
+    assert len(asked) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("answer", [lambda h: send(h, b"gone", 404), lambda h: send(h, b"", length=999)])
+def test_nothing_stays_of_a_download_that_fails(tmp_path: Path, answer: Answer) -> None:
+    with serving(answer) as (url, _), pytest.raises(DownloadError):
         get(f"{url}/stage-2.pth", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("M05")
 def test_a_wrong_sha256_is_refused_and_not_kept(tmp_path: Path) -> None:
     with serving(whole) as (url, _), pytest.raises(ChecksumMismatch, match=f"has the sha256 {SHA256}, but"):
         get(f"{url}/stage-2.pth", tmp_path, "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("M05")
 def test_a_wrong_sha256_is_refused_for_a_path_and_for_a_kept_file(tmp_path: Path) -> None:
     with pytest.raises(ChecksumMismatch):
         get(str(V1_CHECKPOINT), tmp_path, "0" * 64)
@@ -110,30 +145,6 @@ def test_a_kept_file_that_is_damaged_is_downloaded_again(tmp_path: Path) -> None
     assert len(asked) == 2
 
 
-def test_a_silent_host_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "STALL", 0.2)
-    with (
-        serving(lambda h: h.rfile.read(1)) as (url, _),
-        pytest.raises(DownloadError, match="sent nothing for"),
-    ):
-        get(f"{url}/stage-2.pth", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_endless_file_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "MAX_BYTES", 1_000_000)
-    with serving(whole) as (url, _), pytest.raises(DownloadError, match="over 1,000,000 bytes"):
-        get(f"{url}/stage-2.pth", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_host_that_nobody_answers_at_is_named(tmp_path: Path) -> None:
-    with serving(whole) as (url, _):
-        pass  # the port is closed again
-    with pytest.raises(DownloadError, match=r"127\.0\.0\.1:\d+ could not be read"):
-        get(f"{url}/stage-2.pth", tmp_path)
-
-
 @pytest.mark.parametrize(
     ("location", "message"),
     [
@@ -148,12 +159,103 @@ def test_a_place_without_a_file_is_named(tmp_path: Path, location: str, message:
         get(location, tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with serving(whole) as (url, _), pytest.raises(DownloadError, match=r"cannot be kept in .*: File exists"):
-        get(f"{url}/stage-2.pth", tmp_path / "file")
+# --- the disk -----------------------------------------------------------------------------------------------
 
 
+def unwritable(folder: Path) -> Path:
+    """A folder that cannot be made, not even by root: a file is in its way."""
+    folder.mkdir(exist_ok=True)
+    (folder / "file").write_text("")
+    return folder / "file" / "models"
+
+
+@pytest.mark.fault("M12")
+def test_what_cannot_be_kept_in_its_folder_is_kept_among_the_temporary_files(
+    tmp_path: Path, temporary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = unwritable(tmp_path)
+    with serving(whole) as (url, asked):
+        first = get(f"{url}/stage-2.pth", folder)
+        assert get(f"{url}/stage-2.pth", folder) == first
+    assert len(asked) == 1  # it is found there again
+    assert first.read_bytes() == CONTENT
+    assert first.parent.parent == temporary
+    assert first.parent.stat().st_mode & 0o777 == 0o700
+    assert "cannot be kept where it should be: Not a directory" in caplog.text
+    assert f"is kept in {first.parent}, for as long as temporary files are kept" in caplog.text
+
+
+@pytest.mark.fault("M12")
+def test_what_can_be_kept_nowhere_is_one_sentence(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(unwritable(temporary)))
+    expected = r"can be kept nowhere: not in .*models \(Not a directory\), .* \(Not a directory\)\. Make room"
+    with serving(whole) as (url, asked), pytest.raises(DownloadError, match=expected):
+        get(f"{url}/stage-2.pth", unwritable(tmp_path))
+    assert asked == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to somebody else")
+def test_a_temporary_folder_of_somebody_else_is_not_trusted(tmp_path: Path, temporary: Path) -> None:
+    planted = temporary / "fastai-now-0"
+    planted.mkdir()
+    os.chown(planted, 12345, 12345)
+    with serving(whole) as (url, _), pytest.raises(DownloadError, match="belongs to somebody else"):
+        get(f"{url}/stage-2.pth", unwritable(tmp_path))
+    assert list(planted.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, which has no room for the file."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system can be mounted by root only")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.fault("M12")
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_full_disk_is_named_and_what_is_there_does_not_stay(
+    small_disk: Path, temporary: Path, caplog: pytest.LogCaptureFixture, announced: bool
+) -> None:
+    def answer(handler: Handler) -> None:
+        if announced:
+            send(handler, CONTENT)
+        else:
+            handler.send_response(200)
+            handler.end_headers()
+            with contextlib.suppress(ConnectionError):
+                handler.wfile.write(CONTENT)
+
+    with serving(answer) as (url, _):
+        path = get(f"{url}/stage-2.pth", small_disk)
+    assert path.read_bytes() == CONTENT
+    assert path.is_relative_to(temporary)
+    assert list(small_disk.iterdir()) == []
+    expected = r"262,144 bytes are free, the file has [\d,]+" if announced else "No space left on device"
+    assert re.search(expected, caplog.text)
+
+
+@pytest.mark.fault("M12")
+def test_a_read_only_disk_that_has_the_file_already_is_enough(small_disk: Path, temporary: Path) -> None:
+    small = CONTENT[:1000]
+    with serving(lambda handler: send(handler, small)) as (url, asked):
+        kept = get(f"{url}/small", small_disk)
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        assert get(f"{url}/small", small_disk) == kept
+        assert len(asked) == 1
+        assert get(f"{url}/other", small_disk).is_relative_to(temporary)
+
+
+# --- several processes, and killed ones ---------------------------------------------------------------------
+
+
+@pytest.mark.fault("M13")
 def test_two_downloads_at_once_both_get_the_whole_file(tmp_path: Path) -> None:
     async def both(url: str) -> list[Path]:
         one = fetch(url, tmp_path, verify=check_signature, progress=lambda done, total: None)
@@ -166,3 +268,77 @@ def test_two_downloads_at_once_both_get_the_whole_file(tmp_path: Path) -> None:
     assert paths[0].read_bytes() == CONTENT
     assert len(asked) == 2
     assert list(tmp_path.iterdir()) == [paths[0]]
+
+
+@pytest.mark.fault("M13")
+def test_two_processes_at_once_on_one_folder_both_get_the_whole_file(tmp_path: Path) -> None:
+    both = threading.Barrier(2, timeout=SECONDS)
+
+    def together(handler: Handler) -> None:
+        both.wait()  # both are in the middle of it
+        send(handler, CONTENT)
+
+    with serving(together) as (url, asked):
+        command = [sys.executable, "-m", "tests.everywhere", url.rpartition(":")[2], str(tmp_path)]
+        processes = [
+            subprocess.Popen([*command, "http://host.example/x.pth"], cwd=ROOT, stdout=subprocess.PIPE)
+            for _ in range(2)
+        ]
+        outputs = [process.communicate(timeout=SECONDS)[0] for process in processes]
+    assert [json.loads(output) for output in outputs] == [{"sha256": SHA256}] * 2
+    assert len(asked) == 2
+    assert list(tmp_path.iterdir()) == [cache_path("http://host.example/x.pth", tmp_path)]
+
+
+@pytest.mark.fault("M14")
+def test_what_killed_downloads_left_is_swept_but_not_what_others_are_writing(tmp_path: Path) -> None:
+    old, new = (tmp_path / f"{name}.download.1.abcd.part" for name in ("old", "new"))
+    other = tmp_path / "stage-2.pth"
+    for path in (old, new, other):
+        path.write_bytes(CONTENT[:999])
+    for path in (old, other):
+        os.utime(path, (time.time() - LEFTOVER - 1,) * 2)
+    with serving(whole) as (url, _):
+        kept = get(f"{url}/stage-2.pth", tmp_path)
+    assert set(tmp_path.iterdir()) == {new, other, kept}
+
+
+def test_a_silent_download_is_still_younger_than_what_is_swept() -> None:
+    limits = Limits()
+    backoff = limits.delay * 2 ** (limits.tries - 2)
+    assert LEFTOVER > limits.stall + max(limits.longest_wait, backoff) + limits.stall
+
+
+@pytest.mark.fault("M14")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_ends_in_the_middle_of_a_download_starts_again(
+    start_server: Callable[..., ServerProcess], end: signal.Signals
+) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def answer(handler: Handler) -> None:
+        if over.is_set():
+            send(handler, CONTENT)
+        else:
+            send(handler, CONTENT[: len(CONTENT) // 2], length=len(CONTENT))
+            begun.set()
+            over.wait(SECONDS)
+
+    with serving(answer) as (url, _):
+        kept = cache_path(f"{url}/stage-2.pth", MODELS)
+        try:
+            server = start_server(**bears_environment(APP_MODEL_URL=f"{url}/stage-2.pth"))
+            server.wait_for("downloading")
+            assert begun.wait(SECONDS)
+            server.process.send_signal(end)
+            server.process.wait(SECONDS)
+            over.set()
+            assert not kept.exists()
+            leftovers = list(MODELS.glob(f"{kept.name}.*.part"))
+            assert len(leftovers) == (1 if end == signal.SIGKILL else 0)
+            server = start_server(**bears_environment(APP_MODEL_URL=f"{url}/stage-2.pth"))
+            server.wait_for("ready after")
+            assert kept.read_bytes() == CONTENT
+        finally:
+            for path in MODELS.glob(f"{kept.name}*"):
+                path.unlink()
