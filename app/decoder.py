@@ -16,7 +16,7 @@ from PIL import Image
 
 from app.batcher import too_late
 from app.cores import usable_cores
-from app.preprocess import Exif, Size, read_header, read_pixels, shrink
+from app.picture import Exif, Size, read_header, read_pixels, shrink
 
 Result = TypeVar("Result")
 

@@ -1,43 +1,25 @@
-"""From the bytes of a photo to the pixels a network was trained on: (3, H, W) float32, exactly as fastai
-makes them.
+"""From a picture to the pixels a network was trained on: (3, H, W) float32, exactly as fastai makes them.
 
-`decode` reads the bytes, `Preprocess` is one of fastai's validation-time pipelines. The numbers in
-parentheses are lines of fastai 2.8.12's vision/augment.py and of fastai 1.0.50's vision/image.py.
+`Preprocess` is one of fastai's validation-time pipelines. The numbers in parentheses are lines of fastai
+2.8.12's vision/augment.py and of fastai 1.0.50's vision/image.py.
 """
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import (
-    AvifImagePlugin,  # noqa: F401  registers its format, as those below do; Image.init() would load forty
-    BmpImagePlugin,  # noqa: F401
-    GifImagePlugin,  # noqa: F401
-    Image,
-    JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import Image
 
-from app.errors import BadImage, BadRequest, RequestError, SettingsError, UnsupportedMedia
+from app.errors import SettingsError
+from app.picture import MAX_PIXELS, Size, too_large
 
 Float32 = npt.NDArray[np.float32]
 PipelineName = Literal["resize", "random_resized_crop", "presize", "fastai1"]
 ResizeMethod = Literal["crop", "squish", "pad"]
 PadMode = Literal["reflection", "border", "zeros"]
-Exif = Literal["turn", "ignore"]
-Size = tuple[int, int]  # height, width
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-MAX_PIXELS: Final = (
-    50_000_000  # 200 MB as Pillow keeps RGB; imgproxy's default, above any phone's usual photo
-)
-MAX_SIDE: Final = 20_000
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 # the methods that a pipeline knows, where it does not know all; v1's "pad" fails by itself on wide pictures
@@ -50,133 +32,6 @@ PAD_MODES: Final[dict[PadMode, Literal["reflect", "edge", "constant"]]] = {
     "border": "edge",
     "zeros": "constant",
 }
-
-# EXIF 2.32, table 7: what turns the stored pixels upright
-TURNS: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-ORIENTATION: Final = 0x0112
-TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
-
-# Pictures that people have and that are refused, told by their first bytes
-REFUSED: Final = (
-    (4, b"ftyphei", "a HEIC photo"),
-    (4, b"ftyphev", "a HEIC photo"),
-    (4, b"ftypmif1", "a HEIF photo"),
-    (0, b"\xff\x0a", "a JPEG XL picture"),
-    (4, b"JXL ", "a JPEG XL picture"),
-    (4, b"jP  ", "a JPEG 2000 picture"),
-    (0, b"<svg", "an SVG drawing"),
-    (0, b"8BPS", "a Photoshop file"),
-    (0, b"%PDF", "a PDF document"),
-    (0, b"%!PS", "a PostScript file"),
-)
-
-
-def decode(data: bytes, exif: Exif = "turn") -> Image.Image:
-    """The first frame of a picture in one of FORMATS, as an RGB image, alpha dropped as fastai does.
-
-    With `exif` "turn" it is turned upright as its EXIF orientation says; fastai itself ignores that.
-    Raises BadRequest, UnsupportedMedia or BadImage, whatever the bytes are.
-    """
-    return read_pixels(read_header(data), exif)
-
-
-def read_header(data: bytes) -> Image.Image:
-    """The picture with its format and size, not decoded yet. Raises as `decode` does."""
-    if not data:
-        raise BadRequest("The file is empty (0 bytes); send a picture.", "empty-file")
-    image = _open(data)
-    _check_size(*image.size)
-    return image
-
-
-def shrink(image: Image.Image, least: Size) -> None:
-    """Have a large JPEG decoded at 1/2, 1/4 or 1/8 of its size, at least `least` (height, width): libjpeg
-    then skips the finer frequencies. Other formats stay as they are.
-    """
-    image.draft(None, least[::-1])
-
-
-def read_pixels(image: Image.Image, exif: Exif) -> Image.Image:
-    """What `read_header` gave, decoded, as `decode` says. Raises BadImage."""
-    try:
-        _check_size(*_tile_size(image))
-        image.load()  # before the EXIF data is looked for: that would load too, and hide what it met
-        orientation = _orientation(image) if exif == "turn" else 1
-        image = image if image.mode == "RGB" else image.convert("RGB")
-    except RequestError:
-        raise
-    except Exception as error:  # each of Pillow's forty plugins raises what it likes on damaged bytes
-        raise _undecodable(error) from error
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
-
-
-def _open(data: bytes) -> Image.Image:
-    """Read the header only. Raises UnsupportedMedia where none of the accepted formats is recognised."""
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        for offset, signature, found in REFUSED:
-            if data[offset : offset + 16].startswith(signature):
-                raise UnsupportedMedia(
-                    f"This is {found}; JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF are read. "
-                    "Export it as JPEG, or take a screenshot of it.",
-                    "format-not-allowed",
-                ) from error
-        raise UnsupportedMedia(
-            f"No picture was recognised in these {len(data):,} bytes; JPEG, PNG, WebP, GIF, BMP, TIFF and "
-            "AVIF are read."
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise _too_large("over 178 million pixels") from error
-    except Exception as error:  # recognised, but its header is damaged: any plugin, any exception
-        raise _undecodable(error) from error
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise _too_large(f"{width} x {height} pixels")
-    if min(width, height) < 1:
-        raise BadImage(f"The picture has {width} x {height} pixels: there is nothing in it.")
-
-
-def _tile_size(image: Image.Image) -> tuple[int, int]:
-    """The size of a TIFF's tiles, each of which is decoded whole, however small the picture; else of one
-    pixel.
-    """
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    return tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1)
-
-
-def _too_large(found: str) -> BadImage:
-    return BadImage(
-        f"The picture has {found}; up to {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE:,} on a side are "
-        "read. Scale it down and try again.",
-        "image-too-large",
-    )
-
-
-def _undecodable(error: Exception) -> BadImage:
-    if "truncated" in str(error).lower():
-        return BadImage(
-            "The picture is cut off: its end is missing. Copy or download it again.", "truncated-image"
-        )
-    return BadImage("The picture is damaged and cannot be read whole. Open it in a viewer and save it again.")
-
-
-def _orientation(image: Image.Image) -> Any:
-    """The EXIF orientation; 1 where there is none or it cannot be read: that spoils no picture."""
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # whatever EXIF, XMP and TIFF parsers raise on strangers' bytes
-        return 1
 
 
 @dataclass(frozen=True)
@@ -261,7 +116,7 @@ def _centred(image: Image.Image, width: int, height: int, pad_mode: PadMode) -> 
     if image.size == (width, height):
         return image
     if width * height > MAX_PIXELS:
-        raise _too_large(f"{found[0]} x {found[1]} pixels, padded to {width} x {height}")
+        raise too_large(f"{found[0]} x {found[1]} pixels, padded to {width} x {height}")
     rows = (max(-top, 0), height - image.height - max(-top, 0))
     columns = (max(-left, 0), width - image.width - max(-left, 0))
     return Image.fromarray(np.pad(np.asarray(image), (rows, columns, (0, 0)), PAD_MODES[pad_mode]))

@@ -11,6 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from app.errors import StartupError
+from app.limits import hush
 from app.logs import start_logging
 from app.protocol import DeadlineProtocol, descriptors
 from app.server import create_app
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until a signal asks for the end. Raises StartupError if the model cannot be opened."""
+    hush()
     with contextlib.closing(start_logging(settings.log_format)):
         failures: list[StartupError] = []
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from app.engine import Answer
 from app.errors import ProofError, RequestError
-from app.preprocess import METHODS, Exif, Preprocess, decode
+from app.picture import Exif, decode
+from app.preprocess import METHODS, Preprocess
 
 Float32 = npt.NDArray[np.float32]
 Prepare = Callable[[Image.Image], Any]  # a decoded photo -> what the engine takes

@@ -92,12 +92,16 @@ class DeadlineProtocol(H11Protocol):
         """Close. A client that still sends would get a reset before it has read the answer: it gets time."""
         self._expect(None)
         sends = self._spoilt or self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
-        if sends and transport.can_write_eof() and not transport.is_closing():
-            transport.write_eof()
-            transport.resume_reading()
-            self._timer = self.loop.call_later(self.linger_seconds, transport.abort)
-        else:
+        if not sends or transport.is_closing():
             transport.close()
+            return
+        try:
+            transport.write_eof()
+        except OSError:  # the client has gone, and the loop has not heard of it yet
+            transport.abort()
+            return
+        transport.resume_reading()
+        self._timer = self.loop.call_later(self.linger_seconds, transport.abort)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what h11 refuses, as RFC 9457; its exception, being handled, says the status and why."""

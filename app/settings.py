@@ -19,7 +19,8 @@ from msgspec import Meta
 from app.errors import SettingsError
 from app.links import is_url
 from app.logs import LogFormat
-from app.preprocess import IMAGENET_MEAN, IMAGENET_STD, Exif, PadMode, PipelineName, ResizeMethod
+from app.picture import Exif
+from app.preprocess import IMAGENET_MEAN, IMAGENET_STD, PadMode, PipelineName, ResizeMethod
 
 SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
 DEMO: Final = Path(__file__).parent / "models" / "stage-2.pth"  # what the shipped settings.toml names

@@ -160,7 +160,8 @@ def engine_alone(checkpoint: Path, photo: Path, seconds: float) -> dict[str, flo
     from app.engine import Engine
     from app.graphs import find_graph
     from app.head import read_head
-    from app.preprocess import Preprocess, decode
+    from app.picture import decode
+    from app.preprocess import Preprocess
 
     arrays = read_checkpoint(checkpoint).arrays
     graph = find_graph(arrays)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,24 @@ def bears(start_server: Callable[..., ServerProcess]) -> ServerProcess:
     server = start_server(**bears_environment())
     server.wait_for("ready after")
     return server
+
+
+@contextmanager
+def peak_memory(server: ServerProcess) -> Iterator[Callable[[], int]]:
+    """By how many kB the memory of a server has grown at its peak within the context (Linux only)."""
+    folder = Path(f"/proc/{server.process.pid}")
+
+    def read(name: str) -> int:
+        match = re.search(rf"{name}:\s+(\d+) kB", (folder / "status").read_text())
+        assert match
+        return int(match[1])
+
+    try:
+        (folder / "clear_refs").write_text("5")  # the peak is now what is used now
+    except OSError:
+        pytest.skip("the peak of another process's memory cannot be measured here")
+    before = read("VmRSS")
+    yield lambda: read("VmHWM") - before
 
 
 def run_app(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":

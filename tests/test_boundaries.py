@@ -11,8 +11,8 @@ from tests.conftest import ROOT
 APP = ROOT / "app"
 FLOORS = (  # lowest first
     ("cores", "errors", "logs", "metrics", "problem", "wire"),
-    ("links", "unpickler"),
-    ("transfer",),
+    ("limits", "links", "unpickler"),
+    ("picture", "transfer"),
     ("download", "form", "preprocess", "checkpoint"),
     ("graphs", "head"),
     ("engine",),

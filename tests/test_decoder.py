@@ -11,7 +11,8 @@ from PIL import Image
 
 from app.decoder import MAX_PIXELS_HELD, Decoder, Room
 from app.errors import BadImage, Unavailable
-from app.preprocess import Preprocess, decode
+from app.picture import decode
+from app.preprocess import Preprocess
 from tests.conftest import SECONDS, image_bytes
 
 PHOTO = image_bytes("b00_12mp_4000x3000.jpg")

@@ -1,8 +1,11 @@
 """What is around every request: methods, who may read, errors as pages, what is held in memory."""
 
 import asyncio
+import contextlib
 import json
 import re
+import select
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +14,11 @@ import requests
 
 from app.edge import Edge
 from app.metrics import Metrics
-from tests.conftest import SECONDS, ServerProcess, bears_environment, image_bytes
+from tests.conftest import SECONDS, ServerProcess, bears_environment, image_bytes, peak_memory
 from tests.http_client import assert_problem, connect, raw
 
 PHOTO = image_bytes("a05_640x480.jpg")
+FORM = b"POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
 
 
@@ -108,6 +112,58 @@ def test_no_answer_is_sent_in_parts(bears: ServerProcess) -> None:
     for span in ("bytes=0-1", "bytes=99999999-", "garbage"):
         answer = ask(bears, "GET", "/static/app.js", headers={"Range": span})
         assert (answer.status_code, answer.content) == (200, ask(bears, "GET", "/static/app.js").content)
+
+
+@pytest.mark.fault("U09")
+def test_a_hundred_thousand_parts_are_refused_at_once(bears: ServerProcess) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\ny\r\n'
+    body = part * 100_000 + b"--b--\r\n"
+    start = time.monotonic()
+    answer = raw(bears, FORM + b"Content-Length: %d\r\n\r\n" % len(body), body)
+    assert time.monotonic() - start < 0.5
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"connection: close" in answer
+    assert b"too-many-parts" in answer
+
+
+@pytest.mark.fault("U10")
+def test_a_text_field_of_megabytes_is_refused(bears: ServerProcess) -> None:
+    answer = ask(bears, "POST", "/analyze", files={"file": (None, "x" * 5_000_000)})
+    assert_problem(answer, 400, "field-too-large")
+
+
+@pytest.mark.fault("U12")
+def test_an_endless_body_is_refused_at_the_limit(bears: ServerProcess) -> None:
+    with peak_memory(bears) as grown, connect(bears) as client, contextlib.suppress(OSError):
+        client.sendall(FORM.replace(b"multipart/form-data; boundary=b", b"image/png"))
+        client.sendall(b"Transfer-Encoding: chunked\r\n\r\n")
+        client.setblocking(False)
+        chunk, sent, answer = b"10000\r\n" + b"x" * 65_536 + b"\r\n", 0, b""
+        while not answer:
+            readable, writable, _ = select.select([client], [client], [], SECONDS)
+            if readable:
+                answer = client.recv(65_536)
+            elif writable:
+                sent = (sent + client.send(chunk[sent:])) % len(chunk)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert grown() < 40_000  # twice the limit, while the parts become one
+    assert ask(bears, "GET", "/healthz").status_code == 200
+
+
+@pytest.mark.fault("U16")
+def test_forty_slow_uploads_keep_nobody_else_out(bears: ServerProcess) -> None:
+    slow = [connect(bears) for _ in range(40)]
+    try:
+        for client in slow:
+            client.sendall(FORM + b"Content-Length: 9000000\r\n\r\n--b\r\n")
+        for _ in range(5):
+            assert bears.post(PHOTO).status_code == 200
+        start = time.monotonic()
+        assert ask(bears, "GET", "/healthz").status_code == 200
+        assert time.monotonic() - start < 0.5
+    finally:
+        for client in slow:
+            client.close()
 
 
 # --- pages from elsewhere ----------------------------------------------------------------------------------

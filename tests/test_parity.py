@@ -12,7 +12,8 @@ from app.engine import Engine
 from app.graphs import find_graph, shipped_graphs
 from app.head import read_head
 from app.learner import LearnerEngine, rebuild
-from app.preprocess import Preprocess, decode
+from app.picture import decode
+from app.preprocess import Preprocess
 from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT
 
 BAR = 1e-3  # the largest difference of any probability of any picture

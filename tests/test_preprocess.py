@@ -2,20 +2,17 @@
 
 import io
 import math
-import struct
 import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
-from app.errors import BadImage, RequestError, UnsupportedMedia
-from app.preprocess import FORMATS, Preprocess, Size, decode, fastai1
-from tests.conftest import DATA, IMAGES, image_bytes
+from app.errors import BadImage
+from app.picture import Size
+from app.preprocess import Preprocess, fastai1
 
 # sizes at which a rounding or an axis decides: narrow, square, one above, one below, tiny, and a large one
 SIZES = [(224, 224), (223, 225), (449, 448), (640, 480), (1, 1), (3, 200), (1600, 120), (2500, 2500)]
@@ -141,121 +138,3 @@ def test_normalisation_is_fastais(vision: Any) -> None:
 def test_padding_cannot_be_made_to_fill_the_memory() -> None:
     with pytest.raises(BadImage, match="padded to 20000 x 20000"):
         unnormalised("resize", method="pad")(Image.new("RGB", (1, 20000)))
-
-
-# --- decoding ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
-def test_pictures_of_every_kind_decode_as_fastai_loads_them(vision: Any, path: Any) -> None:
-    np.testing.assert_array_equal(decode(path.read_bytes(), "ignore"), vision.PILImage.create(path))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photos_are_turned_as_pillow_turns_them(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(photo(40, 30), "JPEG", exif=exif)
-    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    np.testing.assert_array_equal(decode(data), expected)
-
-
-@pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_orientation_that_means_nothing_turns_nothing(orientation: Any) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(photo(40, 30), "PNG", exif=exif)
-    assert decode(data).size == (40, 30)
-
-
-def test_damaged_exif_spoils_no_picture() -> None:
-    data = encoded(photo(40, 30), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
-    assert decode(data).size == (40, 30)
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_each_accepted_format_is_decoded(kind: str) -> None:
-    assert decode(encoded(photo(40, 30), kind)).size == (40, 30)
-
-
-def test_only_the_first_frame_of_an_animation_counts() -> None:
-    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
-    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert decode(data).getpixel((10, 10)) == (254, 0, 0) or decode(data).getpixel((10, 10)) == (255, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("data", "error", "code"),
-    [
-        (b"", RequestError, "empty-file"),
-        (b"hello", UnsupportedMedia, "unrecognised-image"),
-        (b"<html>", UnsupportedMedia, "unrecognised-image"),
-        (b"%PDF-1.7 ...", UnsupportedMedia, "format-not-allowed"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", UnsupportedMedia, "format-not-allowed"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", UnsupportedMedia, "format-not-allowed"),
-        (encoded(Image.new("1", (13377, 13377)), "PNG"), BadImage, "image-too-large"),
-        (encoded(Image.new("1", (30000, 2)), "PNG"), BadImage, "image-too-large"),
-        (encoded(Image.new("1", (14000, 14000)), "PNG"), BadImage, "image-too-large"),
-        (image_bytes("a05_640x480.jpg")[:20000], BadImage, "truncated-image"),
-        (encoded(Image.new("RGB", (40, 30)), "PPM"), UnsupportedMedia, "unrecognised-image"),
-    ],
-)
-def test_what_cannot_be_used_is_refused_with_its_code(
-    data: bytes, error: type[RequestError], code: str
-) -> None:
-    with pytest.raises(error) as caught:
-        decode(data)
-    assert caught.value.code == code
-
-
-@pytest.mark.parametrize("exif", ["turn", "ignore"])
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])
-def test_half_a_picture_is_never_taken_for_a_whole_one(kind: str, exif: Any) -> None:
-    data = encoded(photo(200, 150), kind)
-    with pytest.raises(BadImage):
-        decode(data[: len(data) // 2], exif)
-
-
-def test_a_tiff_with_tiles_larger_than_any_picture_is_refused() -> None:
-    entries = [
-        (256, 100),
-        (257, 100),
-        (258, 8),
-        (259, 5),
-        (262, 1),
-        (277, 1),
-        (322, 46000),
-        (323, 46000),
-        (324, 8),
-    ]
-    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*entries, (325, 50)])
-    data = b"II*\0" + struct.pack("<IH", 8, len(entries) + 1) + directory + bytes(100)
-    with pytest.raises(BadImage) as caught:
-        decode(data)
-    assert caught.value.code == "image-too-large"
-
-
-SEEDS = [encoded(photo(24, 18), kind) for kind in FORMATS]
-
-
-@given(
-    seed=st.sampled_from(SEEDS),
-    edits=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=12),
-    cut=st.one_of(st.none(), st.integers(1, 2000)),
-)
-@settings(max_examples=600, deadline=5000)
-def test_damaged_pictures_give_a_picture_or_a_request_error(
-    seed: bytes, edits: list[tuple[int, int]], cut: int | None
-) -> None:
-    data = bytearray(seed)
-    for position, value in edits:
-        data[position % len(data)] = value
-    try:
-        assert decode(bytes(data[:cut])).mode == "RGB"
-    except RequestError as error:
-        assert error.status in (415, 422)
-
-
-def test_the_pictures_of_these_tests_are_the_61_of_their_list() -> None:
-    assert len(IMAGES) == 61
-    assert (DATA / "images" / "k03_spaces and ünïcode.jpg").exists()

@@ -14,8 +14,9 @@ from app.checkpoint import read_checkpoint
 from app.errors import ProofError
 from app.metrics import Metrics
 from app.opening import open_predictor
+from app.picture import decode
 from app.predictor import Predictor
-from app.preprocess import Preprocess, decode
+from app.preprocess import Preprocess
 from app.proof import read_proof
 from app.settings import Settings
 from tests.conftest import BEARS, DATA, V1_CHECKPOINT, bears_environment, run_app
