@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from tests.test_docs import tracked
 from tests.vercel_api import TOKEN, vercel_api
 
 VERCEL = "64.0.2"
+MODELS = ROOT / "app" / "models"
+DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
 TOML_BEARS = 'model_url = "models/stage-2.pth"\nclasses = ["black", "grizzly", "teddys"]\n'
 
 
@@ -38,7 +41,7 @@ def intended() -> set[str]:
 
 
 def test_what_is_staged_is_the_application_and_what_builds_it(tmp_path: Path) -> None:
-    junk = ROOT / "app" / "models" / "junk.download"
+    junk = MODELS / "junk.download"
     junk.write_bytes(b"an old download")
     try:
         stage(load_settings(environment={}), tmp_path / "staged")
@@ -118,8 +121,11 @@ def test_more_than_the_free_plan_takes_is_said_before_it_is_sent(tmp_path: Path)
 
 
 def test_fetch_opens_what_is_served_and_says_what_it_is() -> None:
+    kept = set(MODELS.iterdir())
     with serving(lambda handler: send(handler, V1_CHECKPOINT.read_bytes())) as (url, asked):
         ended = run_app("fetch", **bears_environment(APP_MODEL_URL=f"{url}/stage-2.pth"))
+    for download in set(MODELS.iterdir()) - kept:
+        download.unlink()
     assert ended.returncode == 0, ended.stderr
     assert f"{V1_CHECKPOINT.stat().st_size:,} bytes" in ended.stdout
     assert asked == ["/stage-2.pth"]
@@ -244,3 +250,35 @@ def test_vercel_by_hand_sends_the_same_files_once_now_json_is_renamed(
         assert ended.returncode == 0, ended.stderr
         assert vercel.sources().keys() == intended()
         assert vercel.deployment["projectSettings"]["framework"] == "container"
+
+
+@pytest.mark.deploy
+def test_the_python_function_of_the_documents_is_built_and_fits(
+    with_vercel: dict[str, str], tmp_path: Path
+) -> None:
+    python = shutil.which("python3.13") or shutil.which("python3.12")
+    if not python:
+        pytest.skip("the Python function is not built here: there is no Python 3.12 or 3.13")
+    stage(load_settings(environment={}), tmp_path / "staged")
+    folder = tmp_path / "function"
+    shutil.copytree(tmp_path / "staged/app", folder / "app")
+    shutil.copy(ROOT / "requirements-serve.txt", folder / "requirements.txt")
+    written = re.findall(r"^`(\S+)`[^\n]*:\n\n```\w+\n(.*?)```", DEPLOY, re.M | re.S)
+    assert [name for name, _ in written] == ["vercel.json", ".python-version", "index.py"]
+    for name, text in written:
+        (folder / name).write_text(text)
+    (folder / ".python-version").write_text(python[-4:])
+    link = folder / ".vercel/project.json"  # as where a project has been linked
+    link.parent.mkdir()
+    link.write_text('{"projectId": "prj_1", "orgId": "team_1", "settings": {}}')
+    uv = str(Path(sys.executable).parent)  # one of requirements-dev.txt
+    environment = {**os.environ, **with_vercel, "UV_SYSTEM_CERTS": "1"}
+    environment["PATH"] = os.pathsep.join((with_vercel["PATH"], str(Path(python).parent), uv))
+    ended = subprocess.run(["vercel", "build"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    function = json.loads((folder / ".vercel/output/functions/python.func/.vc-config.json").read_text())
+    sizes = {name: (folder / path).stat().st_size for name, path in function["filePathMap"].items()}
+    bare = sum(size for name, size in sizes.items() if not name.startswith("app/models/")) / 2**20
+    documented = re.search(r"function has (\d+) MiB", DEPLOY)
+    assert documented
+    assert bare == pytest.approx(int(documented[1]), abs=5)
