@@ -23,6 +23,11 @@ FROM python:3.11-slim-bookworm AS image
 LABEL org.opencontainers.image.title="fastai-now" \
       org.opencontainers.image.description="A fastai image classifier: a page, and POST /analyze" \
       org.opencontainers.image.licenses="MIT"
+ENV PORT=8080 PYTHONUNBUFFERED=1
+EXPOSE 8080
+# Whether the process lives, not whether the model is open yet: a restart would not make a download faster.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+CMD ["python", "-m", "app", "serve", "--host", "0.0.0.0"]
 RUN useradd --uid 1000 --create-home app
 COPY --from=packages /packages /usr/local
 WORKDIR /srv
@@ -33,11 +38,6 @@ RUN python -c "import app.cli, app.process" \
 ARG BAKE_MODEL=""
 RUN if [ -n "$BAKE_MODEL" ]; then python -m app fetch; fi
 USER 1000
-ENV PORT=8080 PYTHONUNBUFFERED=1
-EXPOSE 8080
-# Whether the process lives, not whether the model is open yet: a restart would not make a download faster.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
-CMD ["python", "-m", "app", "serve", "--host", "0.0.0.0"]
 
 FROM image AS full
 COPY --from=packages-full /packages-full /usr/local
