@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from app.errors import RequestError, StartupError
-from app.logs import open_standard_streams
+from app.logs import open_standard_streams, progress_bar
 from app.settings import DEMO, SETTINGS_FILE, load_settings
 
 
@@ -173,12 +173,13 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show_progress(phase: str, percent: int | None) -> None:
+def _show_progress(
+    phase: str, percent: int | None, received: int | None = None, total: int | None = None
+) -> None:
     """Long work shows progress, where somebody looks at it; an empty phase wipes it away."""
     if not sys.stderr.isatty():
         return
-    bar = "" if percent is None else f" [{'#' * (percent // 4):25}] {percent} %"
-    print(f"\r\x1b[K{phase}{bar}", end="", file=sys.stderr, flush=True)
+    print(f"\r\x1b[K{progress_bar(phase, percent, received)}", end="", file=sys.stderr, flush=True)
 
 
 def _fetch(options: argparse.Namespace) -> int:

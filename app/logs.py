@@ -39,6 +39,19 @@ def log_request(method: str, path: str, status: int, code: str, seconds: float, 
     requests.info(message, fields, extra={"fields": fields})
 
 
+def progress_bar(phase: str, percent: int | None, received: int | None) -> str:
+    """A phase, and how far it has come: "downloading [#####     ] 50 %"; where the end is not known, MB."""
+    if percent is not None:
+        return f"{phase} [{'#' * (percent // 4):25}] {percent} %"
+    return phase if received is None else f"{phase}, {received / 1e6:.0f} MB"
+
+
+def log_progress(phase: str, percent: int | None, received: int | None) -> None:
+    """A line that passes: a terminal shows it until the next line, and no log keeps it."""
+    bar = progress_bar(phase, percent, received)
+    logging.getLogger("app.progress").info("%s", bar, extra={"passing": True})
+
+
 class TextFormatter(logging.Formatter):
     """Time, level and message; what a stranger sent cannot begin a line of its own."""
 
@@ -68,18 +81,26 @@ class JsonFormatter(logging.Formatter):
 
 
 class Writer(logging.Handler):
-    """Writes lines to a stream from a thread of its own; where nobody takes them, the surplus is dropped."""
+    """Writes lines to a stream from a thread of its own; where nobody takes them, the surplus is dropped.
 
-    def __init__(self, stream: TextIO) -> None:
+    Lines that pass are written to a terminal only, where the next line overwrites them.
+    """
+
+    def __init__(self, stream: TextIO, *, terminal: bool = False) -> None:
         super().__init__()
         self._stream = stream
+        self._begin = "\r\x1b[K" if terminal else ""
         self._lines: queue.Queue[str | None] = queue.Queue(KEPT)
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        passing = getattr(record, "passing", False)
+        if passing and not self._begin:
+            return
+        line = record.getMessage() if passing else self.format(record) + "\n"
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(self.format(record))
+            self._lines.put_nowait(self._begin + line)
 
     def close(self) -> None:
         """Give what waits a moment to be written."""
@@ -91,7 +112,7 @@ class Writer(logging.Handler):
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
             with contextlib.suppress(OSError, ValueError):  # closed, or the disk is full
-                self._stream.write(line + "\n")
+                self._stream.write(line)
                 self._stream.flush()
 
 
@@ -108,7 +129,8 @@ def open_standard_streams() -> None:
 
 def start_logging(log_format: LogFormat) -> Writer:
     """Log to standard error from now on. To be closed."""
-    writer = Writer(sys.stderr or open(os.devnull, "w"))
+    stream = sys.stderr or open(os.devnull, "w")
+    writer = Writer(stream, terminal=log_format == "text" and stream.isatty())
     writer.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(handlers=[writer], level=logging.INFO, force=True)
     return writer

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from PIL import Image
@@ -27,7 +27,14 @@ from app.settings import Settings
 
 MODELS: Final = Path(__file__).parent / "models"
 
-Report = Callable[[str, int | None], None]  # the phase of opening, and its percent if known
+
+class Report(Protocol):
+    """Hears of the phase of opening, its percent if known, and of a download the bytes, so far and in all."""
+
+    def __call__(
+        self, phase: str, percent: int | None, received: int | None = None, total: int | None = None
+    ) -> None: ...
+
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +46,7 @@ async def open_predictor(settings: Settings, report: Report, metrics: Metrics) -
     """
 
     def progress(done: int, total: int | None) -> None:
-        report("downloading", done * 100 // total if total else None)
+        report("downloading", done * 100 // total if total else None, done, total)
 
     fetched = await fetch(
         settings.model_url, MODELS, sha256=settings.model_sha256, verify=read_checkpoint, progress=progress

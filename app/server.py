@@ -125,9 +125,9 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz: 200 once the model is open, before that 503 with the phase and percent of opening."""
+    """GET /readyz: 200 once the model is open, before that 503 with how far opening has come."""
     service = request.state.service
-    progress = {"phase": service.phase, "percent": service.percent}
+    progress = service.progress()
     if service.phase == "ready":
         return JSONResponse(progress)
     headers = {"retry-after": str(STARTING_RETRY)}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from app.errors import StartupError, Unavailable
+from app.logs import log_progress
 from app.metrics import Metrics
 from app.opening import open_predictor
 from app.predictor import Predictor
@@ -28,6 +29,8 @@ class Service:
         self._predictor: Predictor | None = None
         self.phase = "starting"
         self.percent: int | None = None
+        self.received: int | None = None
+        self.total: int | None = None
 
     @property
     def predictor(self) -> Predictor:
@@ -41,11 +44,20 @@ class Service:
             )
         return self._predictor
 
-    def report(self, phase: str, percent: int | None) -> None:
-        """Hear how far opening has come."""
+    def report(
+        self, phase: str, percent: int | None, received: int | None = None, total: int | None = None
+    ) -> None:
+        """Hear how far opening has come, and of a download the bytes."""
         if phase != self.phase:
             logger.info("%s", phase)
-        self.phase, self.percent = phase, percent
+        else:
+            log_progress(phase, percent, received)
+        self.phase, self.percent, self.received, self.total = phase, percent, received, total
+
+    def progress(self) -> dict[str, str | int | None]:
+        """How far opening has come; of a download also the bytes."""
+        progress = {"phase": self.phase, "percent": self.percent}
+        return progress if self.received is None else progress | {"bytes": self.received, "total": self.total}
 
     async def open(self) -> None:
         """Open the predictor; a failure is logged as one sentence and handed to `on_failure`."""

@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,9 +209,18 @@ def test_while_the_model_is_coming_the_server_says_so_and_then_answers(
         server = start_server(**bears_environment(APP_MODEL_URL=link))
         server.wait_for("downloading")
         assert requests.get(f"{server.url}/healthz", timeout=SECONDS).status_code == 200
-        waiting = requests.get(f"{server.url}/readyz", timeout=SECONDS)
-        assert waiting.status_code == 503
-        assert waiting.json() == {"phase": "downloading", "percent": 49}
+        deadline = time.monotonic() + SECONDS
+        while True:
+            waiting = requests.get(f"{server.url}/readyz", timeout=SECONDS)
+            assert waiting.status_code == 503
+            if waiting.json()["bytes"] == len(content) // 2 or time.monotonic() > deadline:
+                break  # all that is sent has arrived
+        assert waiting.json() == {
+            "phase": "downloading",
+            "percent": 49,
+            "bytes": len(content) // 2,
+            "total": len(content),
+        }
         assert int(waiting.headers["retry-after"]) > 0
         refused = server.post(PHOTO)
         assert "downloading, 49 %" in assert_problem(refused, 503, "model-loading")["detail"]
