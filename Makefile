@@ -4,7 +4,7 @@ PORT ?= 8080
 BIN := .venv/bin
 DOCKER ?= docker
 
-.PHONY: help serve now image test check bench
+.PHONY: help serve now image test screenshots check bench
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -18,8 +18,11 @@ now: .venv/serve ## put it online with Vercel; ARGS=--prod under the link for ev
 image: ## build the image; DOCKER=podman takes another builder, ARGS=--build-arg=BAKE_MODEL=1 keeps the checkpoint in it
 	$(DOCKER) build -t fastai-now $(ARGS) .
 
-test: .venv/dev ## install everything and run the tests
+test: .venv/dev tests/node_modules ## install everything and run the tests
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+
+screenshots: .venv/dev ## a picture of each state of the page, in docs/screenshots
+	$(BIN)/python -m tests.screenshots
 
 check: .venv/dev ## ruff (lint and format) and mypy --strict
 	$(BIN)/ruff check .
@@ -34,6 +37,10 @@ bench: .venv/dev ## this server beside the obvious one and its own engine: ten m
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -r requirements-serve.txt
 	@touch $@
+
+# axe-core and Lighthouse; where there is no npm, the tests that ask them are skipped and say so
+tests/node_modules: tests/package.json
+	@if command -v npm >/dev/null; then cd tests && PUPPETEER_SKIP_DOWNLOAD=1 npm install --no-package-lock --no-audit --no-fund --loglevel=error && touch node_modules; fi
 
 .venv/dev: .venv/serve requirements.txt requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -21,12 +21,15 @@ from app.edge import Edge, failed_request, failed_route, too_large
 from app.errors import RequestError, StartupError, UnsupportedMedia
 from app.form import read_form
 from app.metrics import Metrics
+from app.page import VIEW, Pages
+from app.problem import wants_page
 from app.service import STARTING_RETRY, Service
 from app.settings import Settings
 
 Answer = TypeVar("Answer")
 
-VIEW: Final = Path(__file__).parent / "view"
+FRESH: Final = {"cache-control": "no-cache"}  # asked for again each time: settings and phases change
+VARIES: Final = {"vary": "Accept"}
 FORM_OVERHEAD: Final = 64 * 1024  # what a multipart body may have around the file: boundaries, other fields
 MAX_UPLOADING: Final = 64_000_000  # bytes of all uploads together, in memory: twenty as phones send them
 
@@ -37,26 +40,32 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
     `on_failure` is called once, from the event loop, if the model cannot be opened.
     """
     metrics = Metrics()
+    pages = Pages(settings)
+    packed = [Middleware(GZipMiddleware)]  # of what anybody may read; nothing secret is beside it
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         service = Service(settings, metrics, on_failure)
         opening = asyncio.create_task(service.open())
-        yield {"service": service}
+        yield {"service": service, "pages": pages}
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
         await service.close()
 
     app = Starlette(
         routes=[
-            Route("/", page),
+            Route("/", page, middleware=packed),
+            Route("/api", api_page, middleware=packed),
+            Route("/manifest.webmanifest", manifest),
+            Route("/samples/{number:int}", sample),
             Route("/analyze", analyze, methods=["POST"]),
             Route("/explain", explain, methods=["POST"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/model", model),
             Route("/metrics", metrics_text),
-            Mount("/static", StaticFiles(directory=VIEW / "static")),
+            Route("/static/style.css", stylesheet, middleware=packed),
+            Mount("/static", StaticFiles(directory=VIEW / "static"), middleware=packed),
         ],
         middleware=[
             Middleware(
@@ -87,12 +96,41 @@ def max_body(settings: Settings) -> int:
 
 async def page(request: Request) -> Response:
     """GET /: the upload page."""
-    return FileResponse(VIEW / "index.html")
+    return HTMLResponse(request.state.pages.index(request.state.service.phase), headers=FRESH)
+
+
+async def api_page(request: Request) -> Response:
+    """GET /api: how programs use the server, and what is served, to be read."""
+    return HTMLResponse(request.state.pages.api(request.state.service.card), headers=FRESH)
+
+
+async def stylesheet(request: Request) -> Response:
+    """GET /static/style.css: with the colours of the settings."""
+    return Response(request.state.pages.stylesheet, media_type="text/css", headers=FRESH)
+
+
+async def manifest(request: Request) -> Response:
+    """GET /manifest.webmanifest: what lets a phone install the page."""
+    return JSONResponse(request.state.pages.manifest(), media_type="application/manifest+json")
+
+
+async def sample(request: Request) -> Response:
+    """GET /samples/0: a photo to try on the page."""
+    samples, number = request.state.pages.samples, request.path_params["number"]
+    if number >= len(samples):
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    return FileResponse(samples[number])
 
 
 async def analyze(request: Request) -> Response:
-    """POST /analyze: a photo as the one file of a form, or as the raw body -> its Prediction as JSON."""
-    return JSONResponse(dataclasses.asdict(await answered(request, request.state.service.predictor.predict)))
+    """POST /analyze: a photo as the one file of a form, or as the raw body -> its Prediction as JSON.
+
+    A browser that sends the form by itself, without JavaScript, gets a page.
+    """
+    prediction = await answered(request, request.state.service.predictor.predict)
+    if wants_page(request.headers.get("accept", "")):
+        return HTMLResponse(request.state.pages.answer(prediction), headers=VARIES)
+    return JSONResponse(dataclasses.asdict(prediction), headers=VARIES)
 
 
 async def explain(request: Request) -> Response:

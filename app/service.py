@@ -9,7 +9,7 @@ from app.errors import StartupError, Unavailable
 from app.logs import log_progress
 from app.metrics import Metrics
 from app.opening import open_predictor
-from app.predictor import Predictor
+from app.predictor import ModelCard, Predictor
 from app.settings import Settings
 
 STARTING_RETRY: Final = 2  # seconds
@@ -43,6 +43,11 @@ class Service:
                 retry_after=STARTING_RETRY,
             )
         return self._predictor
+
+    @property
+    def card(self) -> ModelCard | None:
+        """What is served, once it is."""
+        return None if self._predictor is None else self._predictor.card
 
     def report(
         self, phase: str, percent: int | None, received: int | None = None, total: int | None = None

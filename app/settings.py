@@ -91,6 +91,21 @@ class Settings:
         Meta(description='whose pages may read the answers: "https://example.com", or "*" for all'),
     ] = ()
     log_format: Annotated[LogFormat, Meta(description='"json": one object a line')] = "text"
+    title: Annotated[str, Meta(min_length=1, max_length=200, description="of the page")] = (
+        "What is on this photo?"
+    )
+    description: Annotated[
+        str, Meta(max_length=1000, description="below the title; without one, the classes are listed")
+    ] = ""
+    color: Annotated[str, Meta(pattern="^#[0-9a-fA-F]{6}$", description="of the page's buttons and bars")] = (
+        "#1f5fbf"
+    )
+    samples: Annotated[
+        str, Meta(description="a folder of up to 6 photos to try on the page; the demo has its own")
+    ] = ""
+    public_url: Annotated[
+        str, Meta(pattern="^(https?://[^/\\s]+/?)?$", description="of the page, for previews of links to it")
+    ] = ""
     max_upload_mb: Annotated[int, Meta(ge=1, le=100, description="larger uploads are refused")] = 10
 
 
@@ -163,7 +178,7 @@ def _square(values: dict[str, Any]) -> dict[str, Any]:
 
 def _place(values: dict[str, Any], folder: Path) -> None:
     """Make paths absolute: they are meant relative to the folder of what says them."""
-    for name in ("model_url", "proof_url"):
+    for name in ("model_url", "proof_url", "samples"):
         url = values.get(name)
         if isinstance(url, str) and url and not is_url(url):
             values[name] = str(folder / url)

@@ -65,10 +65,10 @@ class ServerProcess:
         return requests.post(f"{self.url}/analyze", files={"file": (name, data)}, timeout=SECONDS)
 
 
-@pytest.fixture(scope="session")
-def start_server() -> Iterator[Callable[..., ServerProcess]]:
-    """Start servers with their own environment and options; they are ended after the last test."""
-    servers: list[ServerProcess] = []
+@contextmanager
+def servers() -> Iterator[Callable[..., ServerProcess]]:
+    """Start servers with their own environment and options; they are ended on the way out."""
+    running: list[ServerProcess] = []
 
     def start(*options: str, **environment: str) -> ServerProcess:
         command = [sys.executable, "-m", "app", "serve", "--port", "0", *options]
@@ -76,15 +76,22 @@ def start_server() -> Iterator[Callable[..., ServerProcess]]:
             command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
         )
         server = ServerProcess(process)
-        servers.append(server)
+        running.append(server)
         threading.Thread(target=server.read, daemon=True).start()
         server.url = server.wait_for(r"running on (http://[\d.:]+)")[1]
         return server
 
     yield start
-    for server in servers:
+    for server in running:
         server.process.terminate()
         server.process.wait(SECONDS)
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Iterator[Callable[..., ServerProcess]]:
+    """Start servers; they are ended after the last test."""
+    with servers() as start:
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 APP = ROOT / "app"
 FLOORS = (  # lowest first
-    ("cores", "errors", "logs", "metrics", "problem", "wire"),
+    ("colours", "cores", "errors", "logs", "metrics", "problem", "wire"),
     ("limits", "links", "unpickler"),
     ("picture", "transfer"),
     ("download", "form", "preprocess", "checkpoint"),
@@ -21,7 +21,7 @@ FLOORS = (  # lowest first
     ("settings", "decoder"),
     ("predictor",),
     ("opening",),
-    ("service", "edge", "evaluation", "now"),
+    ("service", "edge", "evaluation", "now", "page"),
     ("protocol", "server"),
     ("process",),
     ("cli",),

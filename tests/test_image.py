@@ -18,7 +18,7 @@ from tests.http_server import send, serving
 
 pytestmark = pytest.mark.deploy
 LIMIT = 512 * 1024 * 1024  # bytes of memory of the smallest free plans
-PHOTOS = sorted((ROOT / "examples" / "photos").glob("*.jpg"))
+PHOTOS = sorted((ROOT / "app" / "samples").glob("*.jpg"))
 ANALYZE = "http://127.0.0.1:8080/analyze"
 
 

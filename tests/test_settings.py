@@ -73,8 +73,8 @@ def test_a_path_is_relative_to_what_says_it(tmp_path: Path, monkeypatch: pytest.
     [
         ("clases = ['a', 'b']", r"Unknown setting 'clases' in settings\.toml\. Did you mean 'classes'\?"),
         (
-            TWO_LINES + "colour = 1",
-            r"Unknown setting 'colour' in settings\.toml\. There are model_url, classes",
+            TWO_LINES + "flavour = 1",
+            r"Unknown setting 'flavour' in settings\.toml\. There are model_url, classes",
         ),
         ('classes = ["a", "b"]', "missing required field `model_url`"),
         (TWO_LINES + 'image_size = "large"', r"image_size in settings\.toml is 'large'\. Expected `int`"),

@@ -1,77 +1,355 @@
-// The page: choose a photo, send it to /analyze, show the answer. While the server is still opening its model, wait.
+// The page: pick a photo, see what the classifier makes of it.
+//
+// One photo at a time goes through one attempt: ready -> prepared -> sent -> answered. The page is always in exactly
+// one of the states idle, working, waiting (an attempt that begins again by itself), problem and answer.
 
 const find = (id) => document.getElementById(id);
-const SHOWN = 5; // classes in the answer
-const TICK = 1000; // milliseconds between two looks at a server that is starting
+const { texts, phase, maxBytes, turns } = JSON.parse(find("page").textContent);
 
-const percent = (score) => new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 }).format(score);
-const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+const TICK = 1000; // milliseconds between two looks at a server that is starting, and of the countdown
+const PATIENCE = 120_000; // milliseconds for a request: over that, nobody still waits
+const ATTEMPTS = 5; // times that a busy server is asked again by itself
+const SHRINK_OVER = 2_000_000; // bytes
+const SHORT_SIDE = 1024; // px after shrinking: more than any of the networks sees
+const QUALITY = 0.92; // of the JPEG: 18 times less data, pixels differ by 0.8 of 255 on average
+const SHOWN = 5; // classes before "show all"
+const SVG = "http://www.w3.org/2000/svg";
+const TYPES = ["jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"].map((name) => `image/${name}`);
+const AGAIN = ["unreachable", "slow", "offline", "internal", "overloaded", "queue-timeout", "model-loading",
+  "rate-limited", "request-timeout", "bad-request", "malformed-multipart", "malformed-request"];
 
-async function ready() {
+// --- words ---------------------------------------------------------------------------------------------------------
+
+const fill = (text, values = {}) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const number = (value, options) => new Intl.NumberFormat(document.documentElement.lang, options).format(value);
+const percent = (score) => number(score, { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
+const seconds = (milliseconds) => number(milliseconds / 1000, { maximumSignificantDigits: 2 });
+const size = (bytes) => (bytes < 1_000_000
+  ? number(bytes / 1000, { style: "unit", unit: "kilobyte", maximumFractionDigits: 0 })
+  : number(bytes / 1_000_000, { style: "unit", unit: "megabyte", maximumFractionDigits: 1 }));
+
+class Problem extends Error {
+  constructor(code, { detail, request_id: id, after = null } = {}) {
+    super(detail ?? code);
+    Object.assign(this, { code, id, after });
+  }
+
+  get words() {
+    const [title, advice] = texts.problems[this.code] ?? [texts.problems.internal[0], this.message];
+    return [title, fill(advice, { limit: number(maxBytes / 1_000_000) })];
+  }
+}
+
+// --- states --------------------------------------------------------------------------------------------------------
+
+function enter(state) {
+  document.body.dataset.state = state;
+  document.body.classList.toggle("picked", state !== "idle");
+  for (const part of document.querySelectorAll("[data-in]")) {
+    part.hidden = !part.dataset.in.split(" ").includes(state);
+  }
+  find("file").nextElementSibling.textContent = state === "idle" ? texts.choose : texts.another;
+}
+
+function say(text) {
+  find("live").textContent = text; // read out by screen readers
+}
+
+// What is being done, and how far: a share from 0 to 1, or null where it is not known.
+function step(text, share = null, hint = "") {
+  if (find("step").dataset.text !== text) say(text); // once, not at every percent
+  find("step").dataset.text = text;
+  find("step").textContent = share === null ? `${text}…` : `${text}, ${number(share, { style: "percent" })}`;
+  find("step-hint").textContent = hint;
+  if (share === null) find("bar").removeAttribute("value");
+  else find("bar").value = share;
+}
+
+function showProblem(problem) {
+  const [title, advice] = problem.words;
+  find("problem-title").textContent = title;
+  find("problem-advice").textContent = advice;
+  find("problem-id").textContent = problem.code === "internal" && problem.id ? fill(texts.requestId, problem) : "";
+  document.querySelector("[data-do=retry]").hidden = !(AGAIN.includes(problem.code) && job.photo);
+  enter("problem");
+  find("preview").hidden = !job.photo;
+  find("problem").focus();
+}
+
+// --- the answer ----------------------------------------------------------------------------------------------------
+
+function row({ label, score }) {
+  const item = document.createElement("li");
+  const name = document.createElement("bdi"); // a name may be written from right to left
+  const bar = document.createElementNS(SVG, "svg"); // a meter cannot be given its form in every browser
+  const length = document.createElementNS(SVG, "rect");
+  const share = document.createElement("span");
+  name.textContent = label;
+  share.textContent = percent(score);
+  length.setAttribute("width", `${score * 100}%`);
+  bar.classList.add("bar");
+  bar.ariaHidden = "true"; // the number says the same
+  bar.append(length);
+  item.append(name, share, bar);
+  return item;
+}
+
+function showAnswer({ result, confidence, unsure, predictions }, milliseconds) {
+  const headline = unsure ? texts.unsure : result.replaceAll(";", ", ") || texts.nothing;
+  find("result").textContent = headline;
+  find("unsure-hint").hidden = !unsure;
+  find("unsure-hint").textContent = fill(texts.unsureHint, { label: predictions[0].label });
+  find("scores").replaceChildren(...predictions.slice(0, SHOWN).map(row));
+  find("rest-scores").replaceChildren(...predictions.slice(SHOWN).map(row));
+  find("rest").hidden = predictions.length <= SHOWN;
+  find("rest").open = false;
+  find("all").textContent = fill(texts.all, { count: predictions.length });
+  find("why-class").replaceChildren(...predictions.map(({ label }) => new Option(label)));
+  const less = { sent: size(job.upload.size), size: size(job.photo.size) };
+  find("facts").textContent = fill(texts.answered, { seconds: seconds(milliseconds) })
+    + (job.upload === job.photo ? "" : ` ${fill(texts.shrunk, less)}`);
+  hideReasons();
+  enter("answer");
+  say(unsure ? `${headline}. ${find("unsure-hint").textContent}`
+    : fill(texts.announce, { headline, percent: percent(confidence) }));
+}
+
+function hideReasons() {
+  find("heat").hidden = find("reasons").hidden = true;
+  find("why").ariaExpanded = "false";
+}
+
+async function showReasons(label) {
+  const { upload, control: { signal } } = job;
+  find("why").ariaBusy = "true";
+  const query = new URLSearchParams({ label });
+  const answer = await post(`/explain?${query}`, upload, signal).catch((error) => error);
+  find("why").ariaBusy = null;
+  if (signal.aborted) return; // another photo
+  const found = !(answer instanceof Problem) && answer.heatmap.flat().some((value) => value > 0);
+  const cropped = found && answer.region.some((share, i) => (i < 2 ? share > 0.001 : share < 0.999));
+  const meaning = fill(found ? texts.meaning : texts.nowhere, { label: `“${label}”` })
+    + (cropped ? ` ${texts.cropped}` : "");
+  find("meaning").textContent = answer instanceof Problem ? answer.words.join(". ") : meaning;
+  find("heat").src = found ? answer.image : "";
+  find("heat").hidden = find("strength").parentElement.hidden = !found;
+  find("reasons").hidden = false;
+  find("why").ariaExpanded = "true";
+  say(find("meaning").textContent);
+}
+
+// --- the server ----------------------------------------------------------------------------------------------------
+
+// POST a photo; `progress` hears of the share that has been sent. XMLHttpRequest, since fetch does not tell.
+function post(path, photo, signal, progress = () => {}) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    const form = new FormData();
+    form.append("file", photo, "photo");
+    request.open("POST", path);
+    request.setRequestHeader("Accept", "application/json");
+    request.responseType = "json";
+    request.timeout = PATIENCE;
+    request.upload.onprogress = ({ loaded, total }) => progress(loaded / total);
+    request.onload = () => (request.status === 200 ? resolve(request.response) : reject(refusal(request)));
+    request.onerror = () => reject(unreachable());
+    request.ontimeout = () => reject(new Problem("slow"));
+    signal.addEventListener("abort", () => request.abort());
+    request.send(form);
+  });
+}
+
+function refusal(request) {
+  const after = request.getResponseHeader("Retry-After");
+  // what stands between may answer for the server, and then not in its form
+  const code = request.response?.code ?? (request.status === 413 ? "payload-too-large" : "internal");
+  return new Problem(code, { ...request.response, after: after && Number(after) });
+}
+
+const unreachable = () => new Problem(navigator.onLine ? "unreachable" : "offline");
+
+function pause(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal?.addEventListener("abort", () => { clearTimeout(timer); reject(new Problem("aborted")); });
+  });
+}
+
+// Wait until the server has opened its model; `report` hears of the phase and of the share, if known.
+async function ready(report, signal) {
   for (;;) {
-    const { phase, percent } = await (await fetch("/readyz")).json();
-    if (phase === "ready") return;
-    if (phase === "failed") throw new Error("The server could not open its model; its log says why.");
-    find("status").textContent = `The server is starting: ${phase}${percent === null ? "" : ` ${percent} %`}…`;
-    await pause(TICK);
+    const response = await fetch("/readyz", { signal }).catch(() => { throw unreachable(); });
+    const { phase: now, percent: done } = await response.json().catch(() => { throw unreachable(); });
+    if (now === "ready") return;
+    if (now === "failed") throw new Problem("model-failed");
+    report(fill(texts.starting, { phase: texts.phases[now] ?? now }), done === null ? null : done / 100);
+    await pause(TICK, signal);
   }
 }
 
-async function analyze(photo) {
-  const form = new FormData();
-  form.append("file", photo);
-  const response = await fetch("/analyze", { method: "POST", body: form });
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.detail);
-  return answer;
+// --- smaller before it is sent -------------------------------------------------------------------------------------
+
+// The photo as it is sent: scaled down where it is large or no format that the server reads, else as it is.
+async function prepare(photo) {
+  const readable = TYPES.includes(photo.type);
+  const large = photo.size > Math.min(SHRINK_OVER, maxBytes);
+  // where the server ignores how a photo is turned, only the photo itself gives its answer
+  const wanted = large && turns && !new URLSearchParams(location.search).has("full");
+  let upload = photo;
+  if (wanted || !readable) {
+    const smaller = await shrink(photo).catch(() => null); // what this browser cannot read, the server may
+    if (smaller && (smaller.size < photo.size || !readable)) upload = smaller;
+    else if (await isHeic(photo)) throw new Problem("heic");
+  }
+  if (upload.size > maxBytes) throw new Problem("payload-too-large");
+  return upload;
 }
 
-function show({ result, confidence, unsure, predictions }) {
-  find("result").textContent = unsure ? `Not sure, perhaps ${result}` : `${result}, ${percent(confidence)}`;
-  find("scores").replaceChildren(...predictions.slice(0, SHOWN).map(({ label, score }) => {
-    const row = document.createElement("li");
-    const name = document.createElement("span");
-    const number = document.createElement("span");
-    const bar = document.createElement("meter");
-    name.textContent = label;
-    number.textContent = percent(score);
-    bar.value = score;
-    bar.ariaHidden = "true"; // the number beside it says the same
-    row.append(name, number, bar);
-    return row;
-  }));
-  find("answer").hidden = false;
+async function shrink(photo) {
+  const bitmap = await createImageBitmap(photo); // turned upright
+  const scale = Math.min(1, SHORT_SIDE / Math.min(bitmap.width, bitmap.height));
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.round(bitmap.width * scale);
+  canvas.height = Math.round(bitmap.height * scale);
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  bitmap.close();
+  return new Promise((resolve) => { canvas.toBlob(resolve, "image/jpeg", QUALITY); });
 }
 
-let latest = 0; // a second photo may be chosen before the first is answered
+async function isHeic(photo) {
+  const brand = new TextDecoder("latin1").decode(await photo.slice(4, 12).arrayBuffer());
+  return /^ftyp(hei|hev|mif1|msf1)/.test(brand);
+}
 
-async function choose(photo) {
-  const mine = ++latest;
-  find("answer").hidden = find("problem").hidden = true;
-  URL.revokeObjectURL(find("preview").src);
-  find("preview").src = URL.createObjectURL(photo);
-  find("preview").hidden = false;
+// --- one attempt after the other -----------------------------------------------------------------------------------
+
+// What is going on: the photo, how it is sent, how often that was tried, and what ends the attempt.
+let job = { photo: null, upload: null, asked: 0, control: new AbortController() };
+let open = phase === "ready"; // the server's model
+
+function choose(photo) {
+  job.control.abort();
+  job = { photo, upload: null, asked: 0, control: new AbortController() };
+  URL.revokeObjectURL(find("photo").src);
+  find("photo").src = URL.createObjectURL(photo);
+  find("photo").hidden = false;
+  find("no-preview").hidden = true;
+  hideReasons();
+  attempt();
+}
+
+async function attempt() {
+  job.control.abort(); // the attempt before
+  job.control = new AbortController();
+  const { signal } = job.control;
+  job.asked += 1;
+  enter("working");
   try {
-    await ready();
-    find("status").textContent = "Looking at it…";
-    const answer = await analyze(photo);
-    if (mine === latest) show(answer);
+    if (!open) await ready(step, signal);
+    open = true;
+    step(texts.preparing);
+    job.upload ??= await prepare(job.photo);
+    signal.throwIfAborted();
+    const start = performance.now();
+    const answer = await post("/analyze", job.upload, signal, (share) => {
+      if (share < 1) step(texts.uploading, share);
+      else step(texts.thinking);
+    });
+    showAnswer(answer, performance.now() - start);
   } catch (error) {
-    if (mine !== latest) return;
-    find("problem").textContent = error instanceof TypeError
-      ? "The server cannot be reached. Check the connection and choose the photo again." : error.message;
-    find("problem").hidden = false;
-  } finally {
-    if (mine === latest) find("status").textContent = "";
+    if (!signal.aborted) await recover(error, signal);
   }
 }
 
-find("photo").addEventListener("change", ({ target }) => {
-  if (target.files.length) choose(target.files[0]);
-});
-find("preview").addEventListener("error", () => { find("preview").hidden = true; }); // not every browser shows a TIFF
+// A busy server is asked again when it said, a lost connection when it is back; anything else is a person's turn.
+async function recover(error, signal) {
+  const problem = error instanceof Problem ? error : new Problem("internal", { detail: String(error) });
+  if (problem.code === "model-loading") open = false; // it was started anew
+  if (problem.after === null || job.asked >= ATTEMPTS) {
+    showProblem(problem);
+    return;
+  }
+  enter("waiting");
+  try {
+    for (let left = problem.after; left > 0; left -= 1) {
+      step(texts.busy, null, fill(texts.busyHint, { seconds: left }));
+      find("bar").value = 1 - left / problem.after;
+      await pause(TICK, signal);
+    }
+  } catch {
+    return; // another photo, or nobody waits any more
+  }
+  attempt();
+}
 
-await ready().catch(() => {});
-find("status").textContent = "";
-const { classes } = await (await fetch("/model")).json();
-if (classes) find("classes").textContent = `It tells apart: ${classes.join(", ")}.`;
+function cancel() {
+  job.control.abort();
+  enter("idle");
+  say("");
+  find("file").focus();
+}
+
+async function trySample(path) {
+  const response = await fetch(path).catch(() => null);
+  if (response?.ok) choose(await response.blob());
+  else showProblem(unreachable());
+}
+
+// --- the ways in ---------------------------------------------------------------------------------------------------
+
+function take(files) {
+  if (files.length) choose(files[0]);
+  else showProblem(new Problem("not-a-file"));
+}
+
+for (const input of [find("file"), find("camera")]) {
+  input.addEventListener("change", () => {
+    if (input.files.length) choose(input.files[0]);
+    input.value = ""; // so that the same photo can be chosen again
+  });
+}
+
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dragging");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dragging"); // it has left the window
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dragging");
+  take(event.dataTransfer.files);
+});
+document.addEventListener("paste", ({ clipboardData }) => {
+  if (clipboardData.files.length) take(clipboardData.files);
+});
+
+const ACTIONS = {
+  retry() { job.asked = 0; attempt(); },
+  cancel,
+  why() { if (find("reasons").hidden) showReasons(find("why-class").value); else hideReasons(); },
+  sample({ value }) { trySample(value); },
+};
+document.addEventListener("click", ({ target }) => {
+  const button = target.closest("[data-do]");
+  if (button) ACTIONS[button.dataset.do](button);
+});
+find("why-class").addEventListener("change", ({ target }) => showReasons(target.value));
+find("strength").addEventListener("input", ({ target }) => { find("heat").style.opacity = target.value / 100; });
+find("photo").addEventListener("error", () => {
+  find("photo").hidden = true;
+  find("no-preview").hidden = false;
+});
+window.addEventListener("online", () => {
+  if (document.body.dataset.state === "problem" && job.photo) ACTIONS.retry();
+});
+
+if (phase !== "ready") {
+  ready((text, share) => {
+    const known = share === null ? "…" : `, ${number(share, { style: "percent" })}`;
+    find("opening").textContent = `${text}${known}. ${texts.startingIdle}`;
+  }).catch(() => {}).then(() => { find("opening").textContent = ""; });
+}
