@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ BESIDE = (
 UNWANTED = re.compile(r"/usr/share/(doc|man|locale|info|lintian|bash-completion)/")
 LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "__pycache__"}
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastai-now-tests"
+WHEELS = CACHE / "wheels"
+PIP = CACHE / "pip.conf"
 
 
 def skip_without_tools() -> None:
@@ -141,17 +143,19 @@ def _python() -> Iterator[tuple[Path, str]]:
 # --- images and containers ---------------------------------------------------------------------------------
 
 
+def fetch_wheels() -> None:
+    """Fetch what the image installs, with this machine's pip."""
+    download = ("download", "--quiet", "--dest", str(WHEELS), "--find-links", str(WHEELS))
+    run(sys.executable, "-m", "pip", *download, "-r", str(ROOT / "requirements-serve.txt"))
+    PIP.write_text("[global]\nno-index = true\nfind-links = /wheels\ndisable-pip-version-check = true\n")
+
+
 def build(context: Path, tag: str, *options: str) -> None:
     """`docker build CONTEXT`, offline but for this machine's loopback."""
-    wheels = CACHE / "wheels"
-    pip = CACHE / "pip.conf"
-    download = ("download", "--quiet", "--dest", str(wheels), "--find-links", str(wheels))
-    run(sys.executable, "-m", "pip", *download, "-r", str(ROOT / "requirements-serve.txt"))
-    pip.write_text("[global]\nno-index = true\nfind-links = /wheels\ndisable-pip-version-check = true\n")
     buildah(
         *("build", "--isolation", "chroot", "--network", "host", "--pull-never", "--layers"),
         *("--format", "docker"),  # the other one has no HEALTHCHECK
-        *("--volume", f"{wheels}:/wheels:ro", "--volume", f"{pip}:/etc/pip.conf:ro"),
+        *("--volume", f"{WHEELS}:/wheels:ro", "--volume", f"{PIP}:/etc/pip.conf:ro"),
         *("--tag", tag, *options, str(context)),
     )
 
@@ -163,7 +167,7 @@ def image(tag: str) -> dict[str, Any]:
 
 
 class Container(ServerProcess):
-    """A container that runs; its network is its own, with nothing in it but its loopback."""
+    """A container that runs; unless started otherwise, its network has nothing but its own loopback."""
 
     name: str
 
@@ -174,17 +178,19 @@ class Container(ServerProcess):
 
 
 @contextmanager
-def running(tag: str, *options: str) -> Iterator[Container]:
+def running(
+    tag: str, *options: str, network: str = "none", command: Sequence[str] = ()
+) -> Iterator[Container]:
     """Run an image as hosts do: its own user and command, a read-only root, 512 MB. The end is SIGTERM's."""
     hard = run("sh", "-c", "ulimit -Hn").strip()  # podman would ask for more than this machine may grant
     name = f"fastai-now-{os.getpid()}"
-    command = _podman(
-        *("run", "--rm", "--name", name, "--pull", "never", "--network", "none", "--read-only"),
+    podman_run = _podman(
+        *("run", "--rm", "--name", name, "--pull", "never", "--network", network, "--read-only"),
         *("--memory", "512m", "--ulimit", f"nofile={hard}:{hard}", "--ulimit", "nproc=4096:4096"),
-        *(*options, tag),
+        *(*options, tag, *command),
     )
     environment = {**os.environ, "DISABLE_HC_SYSTEMD": "true"}  # no timers: the tests ask for its health
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(podman_run, env=environment, stderr=subprocess.PIPE, text=True)
     container = Container(process)
     container.name = name
     threading.Thread(target=container.read, daemon=True).start()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from app.now import stage
 from app.settings import load_settings
 from tests.conftest import BEARS, ROOT, V1_CHECKPOINT, bears_environment
-from tests.containers import build, image, make_base_image, podman, running, skip_without_tools
+from tests.containers import build, fetch_wheels, image, make_base_image, podman, running, skip_without_tools
 from tests.http_server import send, serving
 
 pytestmark = pytest.mark.deploy
@@ -27,6 +28,7 @@ def built() -> Callable[..., str]:
     """Build a folder's Dockerfile: the tag of the image."""
     skip_without_tools()
     make_base_image()
+    fetch_wheels()
 
     def make(folder: Path, name: str, *options: str) -> str:
         tag = f"localhost/fastai-now:{name}"
@@ -40,6 +42,12 @@ def built() -> Callable[..., str]:
 def demo(built: Callable[..., str]) -> str:
     """The image of the project as it is."""
     return built(ROOT, "demo")
+
+
+def scores(answer: dict[str, Any]) -> list[float]:
+    """The probabilities of the bears in an answer, in their order."""
+    found = {row["label"]: row["score"] for row in answer["predictions"]}
+    return [found[name] for name in BEARS]
 
 
 def test_hadolint_finds_nothing() -> None:
@@ -127,5 +135,20 @@ def test_a_baked_model_is_served_without_a_network(
     with running(tag) as container:
         container.wait_for("ready after")
         answer = json.loads(container.curl("-F", f"file=@{ROOT}/tests/data/images/{photo}", ANALYZE))
-    scores = {row["label"]: row["score"] for row in answer["predictions"]}
-    assert [scores[name] for name in BEARS] == pytest.approx(v1_predictions[photo].tolist(), abs=1e-3)
+    assert scores(answer) == pytest.approx(v1_predictions[photo].tolist(), abs=1e-3)
+
+
+def test_a_model_that_is_not_baked_is_downloaded_at_start_although_the_root_is_read_only(
+    demo: str, v1_predictions: dict[str, np.ndarray]
+) -> None:
+    photo = "a05_640x480.jpg"
+    with serving(lambda handler: send(handler, V1_CHECKPOINT.read_bytes())) as (url, asked):
+        settings = bears_environment(APP_MODEL_URL=f"{url}/stage-2.pth")
+        options = [f"--env={name}={value}" for name, value in settings.items()]
+        loopback = ("python", "-m", "app", "serve", "--host", "127.0.0.1", "--port", "0")
+        with running(demo, *options, network="host", command=loopback) as container:
+            container.url = container.wait_for(r"running on (http://[\d.:]+)")[1]
+            container.wait_for("ready after")
+            answer = container.post((ROOT / "tests/data/images" / photo).read_bytes()).json()
+    assert set(asked) == {"/stage-2.pth"}
+    assert scores(answer) == pytest.approx(v1_predictions[photo].tolist(), abs=1e-3)
