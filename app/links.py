@@ -182,11 +182,8 @@ def behind_page(url: str, text: str) -> str:
         if host(url) in DRIVE_HOSTS and target.netloc in DRIVE_HOSTS and {"id", "confirm"} <= fields.keys():
             return _with(target._replace(scheme="https"), **fields)
     title = " ".join(page.title.split())[:100]
-    meaning, remedy = ANY_PAGE
-    for pattern, named, way_out in NAMED_PAGES:
-        if re.search(pattern, title, re.IGNORECASE):
-            meaning, remedy = named, way_out
-            break
-    if re.fullmatch(SIGN_IN_HOSTS, host(url)):
-        _, meaning, remedy = NAMED_PAGES[1]
+    known = "sign in" if re.fullmatch(SIGN_IN_HOSTS, host(url)) else title  # in whatever language
+    meaning, remedy = next(
+        (rest for pattern, *rest in NAMED_PAGES if re.search(pattern, known, re.IGNORECASE)), ANY_PAGE
+    )
     raise DownloadError(f"{host(url)} answered with a web page ('{title}'): {meaning}; {remedy}.")

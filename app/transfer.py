@@ -143,7 +143,9 @@ async def _retry(session: aiohttp.ClientSession, url: str, part: Part) -> None:
             return await _try(session, url, part)
         except DownloadInterrupted as error:
             if number == limits.tries:
-                raise DownloadError(f"{error}, the last of {number} tries. Start again later.") from error
+                raise DownloadError(
+                    f"{error}, the last of {number} tries. Check the link, or start again later."
+                ) from error
             backoff = limits.delay * 2 ** (number - 1) * secrets.SystemRandom().uniform(0.5, 1)
             wait = max(backoff, min(error.retry_after, limits.longest_wait))
             logger.warning("%s; try %d of %d in %.0f s", error, number + 1, limits.tries, wait)

@@ -131,6 +131,12 @@ def test_a_host_that_ignores_the_range_sends_the_file_anew(tmp_path: Path) -> No
         assert get(url, tmp_path / "x")[0] == CONTENT
 
 
+@pytest.mark.fault("M08")
+def test_nothing_stays_of_a_longer_file_that_became_a_shorter_one(tmp_path: Path) -> None:
+    with serving(in_turn(cut, lambda handler: send(handler, CONTENT[:100]))) as (url, _):
+        assert get(url, tmp_path / "x")[0] == CONTENT[:100]
+
+
 OTHER = CONTENT[::-1]
 
 
