@@ -18,8 +18,11 @@
        |- PayloadTooLarge 413
        |- UnsupportedMedia 415       `code`: unsupported-media-type, unrecognised-image, format-not-allowed
        |- BadImage 422               `code`: image-too-large, truncated-image, corrupt-image
+       |- UrlRefused 422             no image is fetched from there
        |- BadOutput 500
        |- NotExplained 501             there is no heat map of this network
+       |- FetchFailed 502            the link gave no image
+       |- FetchTimeout 504
        `- Unavailable 503            `code`: model-loading, overloaded, queue-timeout; with `retry_after`
 
 A message says what was found, what was expected, and what to do.
@@ -128,6 +131,27 @@ class BadImage(RequestError):
 
     status = 422
     code = "corrupt-image"
+
+
+class UrlRefused(RequestError):
+    """No image is fetched from this link."""
+
+    status = 422
+    code = "url-not-allowed"
+
+
+class FetchFailed(RequestError):
+    """The link of an image gave none."""
+
+    status = 502
+    code = "fetch-failed"
+
+
+class FetchTimeout(RequestError):
+    """The link of an image gave none in time."""
+
+    status = 504
+    code = "fetch-timeout"
 
 
 class BadOutput(RequestError):

@@ -4,7 +4,7 @@ Knows nothing of Starlette or of pictures. The size of the whole body is limited
 """
 
 from collections.abc import AsyncIterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -20,10 +20,17 @@ MAX_FIELD: Final = 64 * 1024  # bytes of a text field; all are ignored
 MAX_HEADER: Final = 16 * 1024  # bytes of a line before a part: file names of 10 kB happen
 
 
-async def read_form(content_type: str, stream: AsyncIterable[bytes]) -> bytes:
-    """The bytes of the only file in a form, whatever its field is called; text fields are ignored.
+class Form(NamedTuple):
+    """What a form has of use: the only file, whatever its field is called, and the text of a field `url`."""
 
-    Raises BadRequest: no-file, too-many-files, too-many-parts, field-too-large or malformed-multipart.
+    file: bytes | None
+    url: str
+
+
+async def read_form(content_type: str, stream: AsyncIterable[bytes]) -> Form:
+    """Read a form to its end; other text fields are ignored.
+
+    Raises BadRequest: too-many-files, too-many-parts, field-too-large or malformed-multipart.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     form = _Form()
@@ -36,9 +43,7 @@ async def read_form(content_type: str, stream: AsyncIterable[bytes]) -> bytes:
         raise _malformed(str(error)) from error
     if not form.ended:
         raise _malformed("its closing boundary is missing")
-    if form.file is None:
-        raise BadRequest("The form has no file; choose a photo first. In curl: -F file=@photo.jpg", "no-file")
-    return bytes(form.file)
+    return Form(None if form.file is None else bytes(form.file), form.url)
 
 
 def _malformed(found: str) -> BadRequest:
@@ -53,11 +58,12 @@ class _Form:
 
     def __init__(self) -> None:
         self.file: bytearray | None = None
+        self.url = ""
         self.ended = False
         self._parts = 0
         self._name = self._value = self._disposition = b""
         self._data = bytearray()  # of the part that is being read
-        self._is_file = False
+        self._is_file = self._is_url = False
 
     def callbacks(self) -> "MultipartCallbacks":
         return {
@@ -100,6 +106,7 @@ class _Form:
         )  # an empty name: the browser's way to say that none was chosen
         if self._is_file and self.file is not None:
             raise BadRequest("The form has several files; send one photo at a time.", "too-many-files")
+        self._is_url = options.get(b"name") == b"url"
         self._data = bytearray()
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -113,6 +120,8 @@ class _Form:
     def on_part_end(self) -> None:
         if self._is_file:
             self.file = self._data
+        elif self._is_url:
+            self.url = self._data.decode("utf-8", "replace")
 
     def on_end(self) -> None:
         self.ended = True

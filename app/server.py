@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,11 +19,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from app.edge import Edge, failed_request, failed_route, too_large
-from app.errors import RequestError, StartupError, UnsupportedMedia
-from app.form import read_form
+from app.errors import BadRequest, RequestError, StartupError, UnsupportedMedia
+from app.form import MAX_FIELD, MAX_PARTS, read_form
 from app.metrics import Metrics
 from app.page import VIEW, Pages
 from app.problem import wants_page
+from app.remote import AGENT, fetch_image, refused
 from app.service import STARTING_RETRY, Service
 from app.settings import Settings
 
@@ -58,7 +60,7 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
             Route("/api", api_page, middleware=packed),
             Route("/manifest.webmanifest", manifest),
             Route("/samples/{number:int}", sample),
-            Route("/analyze", analyze, methods=["POST"]),
+            Route("/analyze", analyze, methods=["GET", "POST"] if settings.allow_url else ["POST"]),
             Route("/explain", explain, methods=["POST"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
@@ -125,7 +127,8 @@ async def sample(request: Request) -> Response:
 async def analyze(request: Request) -> Response:
     """POST /analyze: a photo as the one file of a form, or as the raw body -> its Prediction as JSON.
 
-    A browser that sends the form by itself, without JavaScript, gets a page.
+    With `allow_url` also GET /analyze?url= and a form with a field `url`. A browser that sends the form by
+    itself, without JavaScript, gets a page.
     """
     prediction = await answered(request, request.state.service.predictor.predict)
     if wants_page(request.headers.get("accept", "")):
@@ -142,7 +145,7 @@ async def explain(request: Request) -> Response:
 async def answered(request: Request, ask: Callable[[bytes, float], Coroutine[Any, Any, Answer]]) -> Answer:
     """What `ask` says of the photo in a request; cancelled if the client leaves. Raises RequestError."""
     predictor = request.state.service.predictor  # or 503, before anything is read
-    data = await read_upload(request)  # before the slot: a slow upload keeps nobody else out
+    data = await read_photo(request)  # before the slot: a slow upload keeps nobody else out
     with predictor.slot() as deadline:
         answer = asyncio.create_task(ask(data, deadline))
         # the body is read: all that may still come is that the client leaves
@@ -185,23 +188,49 @@ async def metrics_text(request: Request) -> Response:
 # --- reading an upload -------------------------------------------------------------------------------------
 
 
-async def read_upload(request: Request) -> bytes:
-    """The bytes of the one file in a request: any file field of a multipart form, or a raw image/* body.
+async def read_photo(request: Request) -> bytes:
+    """The bytes of the photo of a request: the file of a form, a raw image/* body, or what a link leads to.
 
-    Raises PayloadTooLarge, UnsupportedMedia.
+    Raises BadRequest, PayloadTooLarge, UnsupportedMedia, and what `fetch_image` raises.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    limit = request.state.service.settings.max_upload_mb * 1_000_000
-    if kind == "multipart/form-data":
-        data = await read_form(request.headers["content-type"], request.stream())
-    elif kind.startswith("image/"):
-        data = await request.body()
-    else:
-        raise UnsupportedMedia(
-            f"The content type is '{kind[:80]}'; multipart/form-data with a file, or image/* with the photo "
-            "as the body, was expected: curl -F file=@photo.jpg",
-            "unsupported-media-type",
-        )
+    settings = request.state.service.settings
+    limit = settings.max_upload_mb * 1_000_000
+    data, url = await read_body(request)
+    if url and data is None and settings.allow_url:
+        if AGENT in request.headers.get("via", ""):  # a link to this server that leads to this server
+            raise refused()
+        async with request.state.service.fetching:
+            return await fetch_image(url, limit)
+    if data is None:
+        raise BadRequest("There is no file; choose a photo first. In curl: -F file=@photo.jpg", "no-file")
     if len(data) > limit:
         raise too_large(limit)
     return data
+
+
+async def read_body(request: Request) -> tuple[bytes | None, str]:
+    """The file of a request, if there is one, and the link in its field `url`, if there is one.
+
+    Raises BadRequest, PayloadTooLarge, UnsupportedMedia.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.method in ("GET", "HEAD"):
+        return None, request.query_params.get("url", "")
+    if kind == "multipart/form-data":
+        return await read_form(request.headers["content-type"], request.stream())
+    if kind.startswith("image/"):
+        return await request.body(), ""
+    if kind == "application/x-www-form-urlencoded" and request.state.service.settings.allow_url:
+        return None, parse_fields(await request.body()).get("url", "")
+    raise UnsupportedMedia(
+        f"The content type is '{kind[:80]}'; multipart/form-data with a file, or image/* with the photo "
+        "as the body, was expected: curl -F file=@photo.jpg",
+        "unsupported-media-type",
+    )
+
+
+def parse_fields(body: bytes) -> dict[str, str]:
+    """The fields of a urlencoded form, the first of each name."""
+    if len(body) > MAX_FIELD or body.count(b"&") >= MAX_PARTS:
+        raise BadRequest("The form is too large; one field url was expected.", "field-too-large")
+    return dict(reversed(parse_qsl(body.decode("utf-8", "replace"))))

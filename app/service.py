@@ -1,5 +1,6 @@
 """The predictor while it opens and once it is open: what every request shares. Knows nothing of HTTP."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from app.predictor import ModelCard, Predictor
 from app.settings import Settings
 
 STARTING_RETRY: Final = 2  # seconds
+MAX_FETCHING: Final = 6  # images that are fetched at the same time: as much memory as uploads have
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ class Service:
         self.settings = settings
         self.metrics = metrics
         self._on_failure = on_failure
+        self.fetching = asyncio.Semaphore(MAX_FETCHING)
         self._predictor: Predictor | None = None
         self.phase = "starting"
         self.percent: int | None = None

@@ -86,6 +86,9 @@ class Settings:
     unfamiliar_below: Annotated[
         float, Meta(ge=0, le=1, description="a photo less like those of the proof is unsure; needs proof_url")
     ] = 0.0
+    allow_url: Annotated[
+        bool, Meta(description="fetch images by their links: GET /analyze?url= and a field url")
+    ] = False
     cors_origins: Annotated[
         tuple[Annotated[str, Meta(pattern=ORIGIN)], ...],
         Meta(description='whose pages may read the answers: "https://example.com", or "*" for all'),

@@ -13,7 +13,7 @@ FLOORS = (  # lowest first
     ("colours", "cores", "errors", "logs", "metrics", "problem", "wire"),
     ("limits", "links", "unpickler"),
     ("picture", "transfer"),
-    ("download", "form", "preprocess", "checkpoint"),
+    ("download", "form", "preprocess", "checkpoint", "remote"),
     ("graphs", "head"),
     ("engine",),
     ("explain",),
@@ -38,7 +38,7 @@ KEEPERS = {  # foreign packages that only these modules may import
     "timm": {"learner"},
     "onnx": {"learner"},
     "onnxruntime": {"engine"},
-    "aiohttp": {"transfer"},
+    "aiohttp": {"remote", "transfer"},
     "prometheus_client": {"metrics"},
     "msgspec": {"settings", "proof", "evaluation"},
 }
