@@ -14,7 +14,10 @@ from app.errors import Unavailable
 
 Result = TypeVar("Result")
 
-MAX_BATCH: Final = 8  # above it, ONNX Runtime on a CPU gains nothing and everybody waits for the slowest
+# ONNX Runtime on a CPU takes as long for a photo in a batch of eight as for one alone (docs/performance.md). A
+# few together spare the threads some of their meetings; many would make the first wait for the last, and cost
+# memory: 12 MB a photo with ResNet34.
+MAX_BATCH: Final = 4
 
 
 class Waiting(NamedTuple, Generic[Result]):

@@ -50,6 +50,15 @@ class Checkpoint:
 
     container: str
     arrays: dict[str, Array]
+    file: mmap.mmap
+
+    def release(self) -> None:
+        """Give the memory that the file was read into back to the system, once all of it has been used.
+
+        The arrays stay what they are: what is looked at again is read from the file again.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            self.file.madvise(mmap.MADV_DONTNEED)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -65,7 +74,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         container, tree, storages = (
             ("zip", *_read_zip(path, data)) if data[:2] == b"PK" else _read_legacy(data)
         )
-        return Checkpoint(container, dict(_arrays(_state_dict(tree), storages, len(data))))
+        return Checkpoint(container, dict(_arrays(_state_dict(tree), storages, len(data))), data)
     except CheckpointError:
         raise
     # All that a damaged file can raise in pickletools, zipfile, struct and numpy; each is a fact about the

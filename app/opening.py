@@ -90,6 +90,7 @@ def _open(
         logger.info(
             "the proof agrees: %d photos, largest difference %.5f", result.photos, result.worst_difference
         )
+    checkpoint.release()  # ONNX Runtime has its own copy of the weights, in the order that it computes in
     card = _card(fetched, settings, architecture, head, preprocess, result)
     explain = None if look is None else Explainer(prepare, look, head, preprocess, settings.classes)
     return Predictor(card, settings, prepare, run, metrics, known, explain)

@@ -1,6 +1,7 @@
 """The serving process: its log, its signals, its descriptors, and uvicorn in the middle of it."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -17,6 +18,10 @@ from app.protocol import DeadlineProtocol, descriptors
 from app.server import create_app
 from app.settings import Settings
 
+M_MMAP_THRESHOLD: Final = -3  # glibc's malloc.h
+LARGE_BLOCK: Final = (
+    1_000_000  # bytes: pictures and their crops are larger, what is made anew all the time smaller
+)
 GRACE: Final = 30  # seconds for what is under way when the end is asked for: hosts kill after 10 to 30
 
 logger = logging.getLogger(__name__)
@@ -25,6 +30,7 @@ logger = logging.getLogger(__name__)
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until a signal asks for the end. Raises StartupError if the model cannot be opened."""
     hush()
+    _return_large_blocks()
     with contextlib.closing(start_logging(settings.log_format)):
         failures: list[StartupError] = []
 
@@ -39,6 +45,16 @@ def serve(settings: Settings, host: str, port: int) -> None:
         server.run()
     if failures:
         raise failures[0]
+
+
+def _return_large_blocks() -> None:
+    """Have glibc give the memory of a picture back to the system as soon as it is freed.
+
+    By itself it raises this threshold to 32 MB, once such a block was freed, and from then on keeps what one
+    thread after the other has used: 140 MB more after 32 photos of 12 megapixels. No other C library has it.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _config(app: Starlette, host: str, port: int) -> uvicorn.Config:
