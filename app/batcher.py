@@ -14,9 +14,9 @@ from app.errors import Unavailable
 
 Result = TypeVar("Result")
 
-# ONNX Runtime on a CPU takes as long for a photo in a batch of eight as for one alone (docs/performance.md). A
-# few together spare the threads some of their meetings; many would make the first wait for the last, and cost
-# memory: 12 MB a photo with ResNet34.
+# ONNX Runtime on a CPU takes as long for a photo in a batch of eight as for one alone (docs/performance.md).
+# A few together spare its threads some of their meetings; many would make the first wait for the last, and
+# cost memory: 12 MB a photo with ResNet34.
 MAX_BATCH: Final = 4
 
 

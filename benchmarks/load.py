@@ -58,18 +58,31 @@ class Client:
         if not self._idle:
             self._idle.append(await asyncio.open_connection(self._place.hostname, self._place.port))
         reader, writer = self._idle.pop()
-        writer.write(self._request)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-        length = int(head.partition("content-length:")[2].partition("\r\n")[0])
-        body = await reader.readexactly(length)
+        kept = False
+        try:
+            writer.write(self._request)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            length = int(head.partition("content-length:")[2].partition("\r\n")[0])
+            body = await reader.readexactly(length)
+            kept = "connection: close" not in head
+        finally:
+            if kept:
+                self._idle.append((reader, writer))
+            else:
+                writer.close()
         status = head[9:12]
         if status == "200":
             self.sample = body.decode()
-        if "connection: close" in head:
-            writer.close()
-        else:
-            self._idle.append((reader, writer))
+        elif status == "503" and "\r\nretry-after: " not in head:
+            status = "503 without Retry-After"
         return status
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for _, writer in self._idle:
+            writer.close()
+            await writer.wait_closed()
+        self._idle.clear()
 
     async def closed(self, connections: int, seconds: float) -> float:
         """So many at once for so long; those under way at the end are waited for. Returns the seconds."""
@@ -80,6 +93,7 @@ class Client:
                 await self.ask()
 
         await asyncio.gather(*(one() for _ in range(connections)))
+        await self.close()
         return self.last - start
 
     async def opened(self, rate: float, seconds: float, quick: float) -> float:
@@ -99,6 +113,8 @@ class Client:
             await another.ask()
             self.recovery = another.last - end
         await asyncio.gather(*tasks)
+        await self.close()
+        await another.close()
         return self.last - start
 
 

@@ -15,6 +15,7 @@ from app.errors import (
     CheckpointError,
     ClassesMismatch,
     SettingsError,
+    UnsupportedMedia,
 )
 from app.metrics import Metrics
 from app.opening import open_predictor
@@ -165,6 +166,25 @@ def test_a_picture_whose_answer_is_no_number_fails_alone(tmp_path: Path) -> None
     ask(bears_settings(model_url=path, mean=(0.0, 0.0, 0.0)), black)
     with pytest.raises(BadOutput):
         ask(bears_settings(model_url=path, mean=(0.0, 0.0, 0.0)), bright)
+
+
+@pytest.mark.fault("L06")
+def test_in_a_batch_too(tmp_path: Path) -> None:
+    path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))
+    black, bright = (bytes_of(colour) for colour in ("black", "white"))
+
+    async def scenario() -> list[Any]:
+        settings = bears_settings(model_url=path, mean=(0.0, 0.0, 0.0))
+        predictor = await open_predictor(settings, lambda phase, percent: None, Metrics())
+        photos = [black, black, bright, b"no picture", *[black] * 6]
+        answers = await asyncio.gather(*map(predictor.predict, photos), return_exceptions=True)
+        await predictor.close()
+        return answers
+
+    answers = asyncio.run(scenario())
+    assert isinstance(answers.pop(3), UnsupportedMedia)
+    assert isinstance(answers.pop(2), BadOutput)
+    assert all(isinstance(answer, Prediction) for answer in answers)
 
 
 def bytes_of(colour: str) -> bytes:

@@ -1,0 +1,114 @@
+"""More than it can do: a real server, an open loop on loopback, bounded in count and time."""
+
+import asyncio
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+
+from benchmarks.load import Client
+from tests.conftest import SECONDS, ServerProcess, image_bytes, peak_memory
+
+PHOTO = image_bytes("a00_224x224.jpg")
+FLOOD_SECONDS = 4.0
+
+
+@pytest.fixture(scope="module")
+def demo(start_server: Callable[..., ServerProcess]) -> ServerProcess:
+    """A ready server of the demo, whose network is slow enough to be flooded by a client in Python."""
+    server = start_server()
+    server.wait_for("ready after")
+    return server
+
+
+class Flood:
+    """Ten times as many photos a second as the server answers, and somebody who asks for its health."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        alone = Client(server.url, PHOTO)
+        closed = asyncio.run(alone.closed(4, 2.0))
+        self.rate = min(10 * len(alone.answers["200"]) / closed, 400.0)  # more is beyond the client itself
+        self.usual = sorted(alone.answers["200"])[len(alone.answers["200"]) // 2]
+        self.client = Client(server.url, PHOTO)
+        self._server, self._over, self.health = server, threading.Event(), list[float]()
+        nurse = threading.Thread(target=self._look)
+        nurse.start()
+        asyncio.run(self.client.opened(self.rate, FLOOD_SECONDS, quick=3 * self.usual))
+        self._over.set()
+        nurse.join(SECONDS)
+
+    def _look(self) -> None:
+        while not self._over.wait(0.05):
+            start = time.perf_counter()
+            assert requests.get(f"{self._server.url}/healthz", timeout=SECONDS).status_code == 200
+            self.health.append(time.perf_counter() - start)
+
+    @property
+    def answered(self) -> list[float]:
+        """The seconds that those took who got an answer."""
+        return sorted(self.client.answers["200"])
+
+
+@pytest.fixture(scope="module")
+def flood(demo: ServerProcess) -> Flood:
+    return Flood(demo)
+
+
+@pytest.mark.fault("L01")
+def test_in_a_flood_each_gets_an_answer_or_is_told_when_to_try_again(flood: Flood) -> None:
+    assert flood.client.answers.keys() == {"200", "503"}  # none lost, none without Retry-After
+    assert sum(map(len, flood.client.answers.values())) == int(flood.rate * FLOOD_SECONDS)
+    assert json.loads(flood.client.sample)["result"]
+
+
+@pytest.mark.fault("L01")
+def test_who_is_let_in_is_answered_soon_and_who_is_not_at_once(flood: Flood) -> None:
+    assert flood.answered[len(flood.answered) * 95 // 100] < 4.0  # two seconds, on a machine of one's own
+    refused = sorted(flood.client.answers["503"])
+    assert refused[len(refused) // 2] < flood.answered[len(flood.answered) // 2] / 2
+
+
+@pytest.mark.fault("L05")
+def test_the_health_is_told_within_a_tenth_of_a_second_during_the_flood(flood: Flood) -> None:
+    assert len(flood.health) > 10
+    assert sorted(flood.health)[len(flood.health) // 2] < 0.1
+
+
+@pytest.mark.fault("L04")
+def test_after_the_flood_answers_are_as_quick_as_before(flood: Flood) -> None:
+    assert flood.client.recovery < 5.0
+
+
+@pytest.mark.fault("L04")
+def test_a_second_flood_takes_no_more_memory_than_the_first(demo: ServerProcess, flood: Flood) -> None:
+    with peak_memory(demo) as grown:
+        Flood(demo)
+        assert grown() < 64_000
+
+
+def resident(server: ServerProcess) -> int:
+    """MB of memory that a server has now (Linux only)."""
+    status = Path(f"/proc/{server.process.pid}/status")
+    if not status.exists():
+        pytest.skip("the memory of another process cannot be measured here")
+    found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text())
+    assert found
+    return int(found[1]) // 1000
+
+
+@pytest.mark.fault("U27", "L04")
+def test_many_large_photos_at_once_take_little_memory_and_give_it_back(demo: ServerProcess) -> None:
+    photo = image_bytes("b00_12mp_4000x3000.jpg")
+    before = resident(demo)
+    with peak_memory(demo) as grown:
+        client = Client(demo.url, photo)
+        asyncio.run(client.closed(32, 1.0))
+        assert client.answers.keys() <= {"200", "503"}
+        assert client.answers["200"]
+        assert grown() < 250_000
+    assert resident(demo) - before < 80
