@@ -67,7 +67,7 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
             Route("/model", model),
             Route("/metrics", metrics_text),
             Route("/static/style.css", stylesheet, middleware=packed),
-            Mount("/static", StaticFiles(directory=VIEW / "static"), middleware=packed),
+            Mount("/static", FreshFiles(directory=VIEW / "static"), middleware=packed),
         ],
         middleware=[
             Middleware(
@@ -86,6 +86,16 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
     )
     app.router.redirect_slashes = False  # it would build a link from the Host header
     return app
+
+
+class FreshFiles(StaticFiles):
+    """Static files that are asked for again each time: unchanged ones are answered with 304."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Not to be guessed by the browser: a new page would meet an old script."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(FRESH)
+        return response
 
 
 def max_body(settings: Settings) -> int:

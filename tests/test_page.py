@@ -154,6 +154,16 @@ def test_every_text_is_used_and_every_used_text_is_there() -> None:
         assert re.search(rf"\${name}\b|\"{name}\"|'{name}'", shown), name
 
 
+def test_a_browser_asks_again_and_is_told_that_nothing_has_changed(bears: ServerProcess) -> None:
+    first = requests.get(f"{bears.url}/static/app.js", timeout=SECONDS)
+    assert (first.headers["cache-control"], first.headers["content-encoding"]) == ("no-cache", "gzip")
+    headers = {"If-None-Match": first.headers["etag"]}
+    again = requests.get(f"{bears.url}/static/app.js", headers=headers, timeout=SECONDS)
+    assert (again.status_code, again.content) == (304, b"")
+    for path in ("/", "/api", "/static/style.css"):
+        assert requests.get(bears.url + path, timeout=SECONDS).headers["cache-control"] == "no-cache"
+
+
 def test_the_page_knows_the_limits_of_its_server() -> None:
     data = data_of(Pages(settings(max_upload_mb=4, exif="ignore")).index("downloading"))
     assert (data["maxBytes"], data["turns"], data["phase"]) == (4_000_000, False, "downloading")

@@ -125,7 +125,7 @@ async function showReasons(label) {
   const query = new URLSearchParams({ label });
   const answer = await post(`/explain?${query}`, upload, signal).catch((error) => error);
   find("why").ariaBusy = null;
-  if (signal.aborted) return; // another photo
+  if (signal.aborted || label !== find("why-class").value) return; // another photo, or another class by now
   const found = !(answer instanceof Problem) && answer.heatmap.flat().some((value) => value > 0);
   const cropped = found && answer.region.some((share, i) => (i < 2 ? share > 0.001 : share < 0.999));
   const meaning = fill(found ? texts.meaning : texts.nowhere, { label: `“${label}”` })
@@ -160,10 +160,10 @@ function post(path, photo, signal, progress = () => {}) {
 }
 
 function refusal(request) {
-  const after = request.getResponseHeader("Retry-After");
+  const after = parseInt(request.getResponseHeader("Retry-After"), 10) || null; // seconds
   // what stands between may answer for the server, and then not in its form
   const code = request.response?.code ?? (request.status === 413 ? "payload-too-large" : "internal");
-  return new Problem(code, { ...request.response, after: after && Number(after) });
+  return new Problem(code, { ...request.response, after });
 }
 
 const unreachable = () => new Problem(navigator.onLine ? "unreachable" : "offline");
@@ -227,7 +227,7 @@ async function isHeic(photo) {
 
 // What is going on: the photo, how it is sent, how often that was tried, and what ends the attempt.
 let job = { photo: null, upload: null, asked: 0, control: new AbortController() };
-let open = phase === "ready"; // the server's model
+let opened = phase === "ready"; // the server has opened its model
 
 function choose(photo) {
   job.control.abort();
@@ -247,8 +247,8 @@ async function attempt() {
   job.asked += 1;
   enter("working");
   try {
-    if (!open) await ready(step, signal);
-    open = true;
+    if (!opened) await ready(step, signal);
+    opened = true;
     step(texts.preparing);
     job.upload ??= await prepare(job.photo);
     signal.throwIfAborted();
@@ -266,7 +266,7 @@ async function attempt() {
 // A busy server is asked again when it said, a lost connection when it is back; anything else is a person's turn.
 async function recover(error, signal) {
   const problem = error instanceof Problem ? error : new Problem("internal", { detail: String(error) });
-  if (problem.code === "model-loading") open = false; // it was started anew
+  if (problem.code === "model-loading") opened = false; // it was started anew
   if (problem.after === null || job.asked >= ATTEMPTS) {
     showProblem(problem);
     return;
