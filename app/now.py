@@ -53,7 +53,10 @@ def opened(settings: Settings, report: Report) -> ModelCard:
         await predictor.close()
         return predictor.card
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    finally:
+        report("", None)
 
 
 def now(
@@ -79,9 +82,10 @@ def now(
             f"the image with --target full: {ELSEWHERE}."
         )
     command = [] if dry_run else _command_line()
-    say(f"settings    {settings_file}: {len(settings.classes)} classes, {', '.join(settings.classes)[:60]}")
+    say(f"settings    {settings_file}")
     card = opened(settings, report)
-    say(f"checkpoint  {card.architecture}, {_megabytes(card.bytes)}: it opens, fits the classes, and answers")
+    say(f"checkpoint  {card.architecture}, {_megabytes(card.bytes)}: it opens, and answers")
+    say(f"classes     {len(card.classes)}, as many as it has: {', '.join(card.classes)[:80]}")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / _project(name or ROOT.name)
         stage(settings, folder)
@@ -111,6 +115,10 @@ def stage(settings: Settings, folder: Path) -> None:
         shutil.copy2(path, target)
     models = folder / "app" / "models"
     models.mkdir()
+    for graph in (APP / "models").glob("*.onnx"):  # made here, where torch is: it is not there
+        if graph.with_suffix(".json").exists():
+            shutil.copy2(graph, models)
+            shutil.copy2(graph.with_suffix(".json"), models)
     places: dict[str, Any] = {}
     for setting in ("model_url", "proof_url"):
         location = getattr(settings, setting)
@@ -197,7 +205,9 @@ def _links(output: str) -> str:
     except (ValueError, LookupError, AttributeError):
         return f"It is online, but no link can be read from what Vercel printed: {output[:300]!r}"
     lines = ["", url, f"curl -F file=@photo.jpg {url}/analyze"]
-    if not production:
+    if claim := deployment.get("claimUrl"):
+        lines.append(f"It has no account yet, and ends after a while unless you claim it: {claim}")
+    elif not production:
         lines.append(
             "This is a preview: Vercel lets only you see it, unless you switch the project's Deployment "
             "Protection off. For everybody: python -m app now --prod"
