@@ -1,13 +1,13 @@
-"""Open a checkpoint safely and say what is inside: named arrays, without torch and without running a pickle.
+"""Open a checkpoint safely and say what is inside: named arrays, and what an exported learner knows beside
+them.
 
-Knows the two containers `torch.save` has written: the zip of torch >= 1.6, and the legacy file of four
-pickles followed by the raw storages. Does not know architectures, classes or settings.
+Nothing of torch is needed, and no pickle is run. Does not know architectures or settings.
 """
 
 import mmap
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,42 +15,52 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import CheckpointError
-from app.unpickler import BFLOAT16, SAVE_AGAIN, Call, Storage, Tensor, Unpickler
+from app.container import EXPECTED, Container, Fetch, open_container
+from app.errors import CheckpointError, UnsafeCheckpoint
+from app.export import Export, read_export, state_dict
+from app.trust import WEIGHTS
+from app.unpickler import BFLOAT16, SAVE_AGAIN, Call, Tensor
 
 Array = npt.NDArray[Any]
-
-LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
-LEGACY_PROTOCOL: Final = 1001
-PARALLEL: Final = "module."  # what DataParallel puts before every name
+WRAPPERS: Final = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+)  # before every name: DataParallel, torch.compile, Lightning
+ENTRIES: Final = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "weights",
+)  # in training scripts
 MAX_SHARING: Final = 4  # how often over the bytes of a file may be shared by tensors; tied weights share once
-
-# What people upload instead of a checkpoint, told by the first bytes (lower case).
-IMPOSTORS: Final = (
-    (b"version https://git-lfs", "a git-lfs pointer", "run `git lfs pull`, or link to the file itself"),
-    (b"<!doctype", "a web page", "use the link that downloads the file itself, not the page that shows it"),
-    (b"<html", "a web page", "use the link that downloads the file itself, not the page that shows it"),
-    (b"<?xml", "an XML answer", "the host refused the download: check the link in a private browser window"),
-    (b"<", "a web page", "use the link that downloads the file itself, not the page that shows it"),
-    (b"{", "a JSON text", "the host refused the download: check the link in a private browser window"),
-    (b"\x89hdf", "an HDF5 file (Keras?)", "fastai's learn.save('stage-2') writes the file to deploy"),
-    (b"\x93numpy", "a numpy array", "fastai's learn.save('stage-2') writes the file to deploy"),
-)
-EXPECTED: Final = "a checkpoint such as learn.save('stage-2') writes was expected"
+STRANGERS: Final = {  # whose objects people pickle and upload
+    "sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM", "pandas": "pandas",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What a file of weights holds.
 
-    `container` is "zip" or "legacy". `arrays` maps state-dict names to read-only arrays, in the file's order.
-    They are views of the mapped file, of its own dtypes, except bfloat16, which is widened to float32; in a
-    legacy file they may be unaligned.
+    `container` is "zip", "legacy", "pickle", "safetensors" or "onnx"; the arrays of an ONNX file stay in it,
+    and `arrays` is empty. Else `arrays` maps state-dict names to read-only arrays, in the file's order. They
+    are views of the mapped file, of its own dtypes, except bfloat16, which is widened to float32; in a legacy
+    file they may be unaligned. `export` is what a learner or model that was saved whole knows beside them.
     """
 
+    path: Path
     container: str
     arrays: dict[str, Array]
     file: mmap.mmap
+    export: Export | None = None
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """The settings that the file itself decides, by name."""
+        return self.export.known if self.export else {}
 
     def release(self) -> None:
         """Give the memory that the file was read into back to the system, once all of it has been used.
@@ -62,150 +72,73 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the weights of a `torch.save`d state dict, or of what `Learner.save` makes of one.
+    """Read the weights of a state dict, of what `Learner.save` makes of one, or of a learner or model saved
+    whole.
 
     Raises CheckpointError for whatever is not such a file and UnsafeCheckpoint for one that names other code.
     Memory: the pickle, and nothing of the tensors (they are mapped).
     """
-    check_signature(path)
     try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        container, tree, storages = (
-            ("zip", *_read_zip(path, data)) if data[:2] == b"PK" else _read_legacy(data)
-        )
-        return Checkpoint(container, dict(_arrays(_state_dict(tree), storages, len(data))), data)
+        container = open_container(path)
+        if container.kind == "onnx":
+            return Checkpoint(path, "onnx", {}, container.data)
+        export = read_export(container.tree, lambda tensor: _array("", tensor, container.fetch))
+        tensors = state_dict(export.module) if export else _state_dict(container)
+        arrays = dict(_arrays(_unwrapped(tensors), container.fetch, len(container.data)))
+        return Checkpoint(path, container.kind, arrays, container.data, export)
     except CheckpointError:
         raise
-    # All that a damaged file can raise in pickletools, zipfile, struct and numpy; each is a fact about the
-    # file.
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OverflowError, MemoryError,
-            NotImplementedError, OSError, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
+    # All that a damaged file can raise in pickletools, zipfile, json, struct and numpy; each is a fact about
+    # the file.
+    except (
+        ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OverflowError, MemoryError,
+        NotImplementedError, OSError, RecursionError, struct.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
         raise CheckpointError(
             f"The file is damaged or no checkpoint ({type(error).__name__}: {str(error)[:120]}); "
             f"{EXPECTED}. Download it again, or save it again."
         ) from error
 
 
-def check_signature(path: Path) -> None:
-    """Raise CheckpointError if the first bytes of the file say that it is something else, by its name."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    found, remedy = _impostor(start)
-    if found:
-        raise CheckpointError(f"The file is {found}, but {EXPECTED}: {remedy}.")
-
-
-def _impostor(start: bytes) -> tuple[str, str]:
-    """What a file that begins so is, and what to do about it; empty where it may be a checkpoint."""
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return "", ""
-    if not start.strip(b"\0"):
-        return ("full of zeros" if start else "empty"), "the copy was cut short: upload it again"
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    for signature, found, remedy in IMPOSTORS:
-        if text.startswith(signature):
-            return found, remedy
-    shown = start[:16].decode("latin-1").encode("unicode_escape").decode("ascii")
-    return f"no file that torch writes (it begins with '{shown}')", SAVE_AGAIN
-
-
-# --- the containers -----------------------------------------------------------------------------------------
-
-
-Fetch = Callable[[Storage], Array]  # the (count,) array of a storage
-
-
-def _read_zip(path: Path, data: mmap.mmap) -> tuple[Any, Fetch]:
-    """The pickled object of a torch >= 1.6 zip, and how to fetch its storages."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
-    pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise CheckpointError(f"The file is a zip file without the data.pkl that torch writes; {EXPECTED}.")
-    root = pickles[0].removesuffix("data.pkl")
-
-    def content(name: str) -> memoryview:
-        info = entries[root + name]
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(
-                "The file was compressed by a zip program; deploy the file that torch wrote."
-            )
-        name_length, extra_length = struct.unpack_from("<HH", data, info.header_offset + 26)
-        start = info.header_offset + 30 + name_length + extra_length  # APPNOTE.TXT 4.3.7, local file header
-        return memoryview(data)[start : start + info.file_size]
-
-    if root + "byteorder" in entries and bytes(content("byteorder")) != b"little":
-        raise CheckpointError("The file was written on a big-endian machine, which is not read.")
-    if root + "constants.pkl" in entries:
-        raise CheckpointError(f"The file is a TorchScript archive, but {EXPECTED}: {SAVE_AGAIN}.")
-
-    def fetch(storage: Storage) -> Array:
-        return _numbers(content(f"data/{storage.key}"), storage, 0)
-
-    return Unpickler(bytes(content("data.pkl"))).load(), fetch
-
-
-def _read_legacy(data: mmap.mmap) -> tuple[str, Any, Fetch]:
-    """The same of a legacy file: magic, protocol, system, object and storage keys are pickles; raw storages
-    follow.
-    """
-    machine = Unpickler(data)
-    if machine.load() != LEGACY_MAGIC or machine.load() != LEGACY_PROTOCOL:
-        raise CheckpointError(f"The file is a plain pickle, but {EXPECTED}: {SAVE_AGAIN}.")
-    if not machine.load().get("little_endian", True):
-        raise CheckpointError("The file was written on a big-endian machine, which is not read.")
-    tree = machine.load()
-    starts: dict[str, int] = {}
-    keys = machine.load()
-    position = data.tell()
-    for key in keys:
-        if not isinstance(key, str):
-            raise ValueError("a storage key is no string")
-        (count,) = struct.unpack_from("<q", data, position)
-        starts[key] = position + 8
-        position += 8 + count * machine.storages[key].dtype.itemsize
-        if count < 0 or position > len(data):
-            raise CheckpointError(
-                f"The file is cut short: {len(data):,} bytes, but it needs {position:,} or more."
-            )
-
-    def fetch(storage: Storage) -> Array:
-        return _numbers(data, storage, starts[storage.key])
-
-    return "legacy", tree, fetch
-
-
-def _numbers(data: mmap.mmap | memoryview, storage: Storage, start: int) -> Array:
-    """The (count,) array of a storage that begins at byte `start`; numpy refuses to map an empty one."""
-    return (
-        np.frombuffer(data, storage.dtype, storage.count, start)
-        if storage.count
-        else np.empty(0, storage.dtype)
-    )
-
-
-# --- from the pickled object to arrays ----------------------------------------------------------------------
-
-
-def _state_dict(tree: Any) -> dict[str, Any]:
-    """The names and tensors: the object itself, or its `model` where it has the optimizer too."""
-    if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
-        tree = tree["model"]
+def _state_dict(container: Container) -> dict[str, Tensor]:
+    """The names and tensors: the object itself, or what a training script keeps beside the optimizer."""
+    tree = container.tree
+    # a learner may name all that a notebook uses, but a file of weights has no use for it
+    if others := sorted(str(name) for name in container.globals if (name.module, name.name) not in WEIGHTS):
+        raise _no_weights(tree, others)
+    for entry in ENTRIES:
+        if isinstance(tree, dict) and isinstance(tree.get(entry), dict):
+            tree = tree[entry]
     if not isinstance(tree, dict):
         raise CheckpointError(f"The file holds {_describe(tree)}, but {EXPECTED}: {SAVE_AGAIN}.")
     tensors = {
         name: value for name, value in tree.items() if isinstance(value, Tensor) and isinstance(name, str)
     }
-    if all(name.startswith(PARALLEL) for name in tensors):
-        tensors = {name.removeprefix(PARALLEL): value for name, value in tensors.items()}
     if not tensors:
         raise CheckpointError(
             f"The file holds no tensors (its entries: {str(list(tree)[:5])[:200]}), but {EXPECTED}."
         )
+    return tensors
+
+
+def _no_weights(tree: Any, names: list[str]) -> CheckpointError:
+    """What to say of a pickle that is neither weights nor a learner, but names other things."""
+    root = names[0].partition(".")[0] if not isinstance(tree, Call) else str(tree.callee).partition(".")[0]
+    if isinstance(tree, Call) and root in STRANGERS:
+        return CheckpointError(
+            f"The file holds an object of {STRANGERS[root]} ({tree.callee}), but {EXPECTED}: {SAVE_AGAIN}."
+        )
+    return UnsafeCheckpoint(
+        f"The file names {names[0]}, which a file of weights has no use for; nothing of it was run. If you "
+        f"trained this model, {SAVE_AGAIN}."
+    )
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same without what wrappers put before every name."""
+    for wrapper in WRAPPERS:
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
     return tensors
 
 
@@ -219,17 +152,18 @@ def _arrays(tensors: dict[str, Tensor], fetch: Fetch, size: int) -> Iterator[tup
     """
     total = 0
     for name, tensor in tensors.items():
-        array = _strided(name, tensor, fetch(tensor.storage))
+        array = _array(name, tensor, fetch)
         total += array.nbytes
         if total > MAX_SHARING * size:
             raise CheckpointError(
                 f"The tensors of the file overlap: they pretend to over {total:,} bytes of {size:,}."
             )
-        yield name, _widen(array)
+        yield name, array
 
 
-def _widen(values: Array) -> Array:
-    """bfloat16 as float32: the upper half of its bits."""
+def _array(name: str, tensor: Tensor, fetch: Fetch) -> Array:
+    """The array that a tensor describes; bfloat16 as float32, of which it is the upper half of the bits."""
+    values = _strided(name, tensor, fetch(tensor.storage))
     if values.dtype != BFLOAT16:
         return values
     return (values["bfloat16"].astype(np.uint32) << 16).view(np.float32)

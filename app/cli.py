@@ -80,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
 
     fetch = commands.add_parser("fetch", help="download what is served, and see that it can be served")
     fetch.set_defaults(run=_fetch)
+    inspect = commands.add_parser("inspect", help="what is in a checkpoint, and which settings serve it")
+    inspect.add_argument("file", metavar="FILE-or-URL")
+    inspect.add_argument("--json", action="store_true", help="the same for programs, as one JSON object")
+    inspect.set_defaults(run=_inspect)
 
     graph = commands.add_parser("graph", help="export the graph of an architecture (needs requirements.txt)")
     graph.add_argument("architecture", metavar="ARCHITECTURE", help="fastai's name for it, such as resnet101")
@@ -190,9 +194,19 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    from app.inspection import as_text
+    from app.opening import inspect_file
+
+    report = asyncio.run(inspect_file(options.file, _show_progress))
+    _show_progress("", None)
+    print(json.dumps(dataclasses.asdict(report)) if options.json else as_text(report))
+    return 0 if report.served else 1
+
+
 def _graph(options: argparse.Namespace) -> int:
+    from app.exporter import export_graph
     from app.graphs import FOLDER
-    from app.learner import export_graph
 
     path = export_graph(options.architecture, FOLDER)
     print(f"{path} and {path.with_suffix('.json').name}: deploy both with the application")

@@ -6,12 +6,14 @@ Knows nothing of files, photos or requests.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from app.cores import usable_cores
+from app.errors import CheckpointError
 from app.graphs import Graph
 from app.head import Head, sigmoid, softmax
 
@@ -33,6 +35,62 @@ class Answer:
     features: Float32
 
 
+class OnnxEngine:
+    """A whole network from an ONNX file with its own weights, which answers logits or probabilities.
+
+    Not for several threads at once. `outputs` is the number of classes, `size` the (height, width) it takes,
+    None where it takes any.
+    """
+
+    def __init__(self, path: Path, multi_label: bool = False) -> None:
+        """Load the file, which must hold all of itself. Raises CheckpointError where it is no image
+        classifier.
+        """
+        try:
+            # from bytes: from a path ONNX Runtime would open the other files that an ONNX file may name
+            self._session = ort.InferenceSession(
+                path.read_bytes(), _options(), providers=["CPUExecutionProvider"]
+            )
+            inputs = self._session.get_inputs()
+            sides = [side if isinstance(side, int) else None for side in inputs[0].shape]
+            fits = (
+                len(inputs) == 1 and inputs[0].type == "tensor(float)" and len(sides) == 4 and sides[1] == 3
+            )
+        except Exception as error:  # ONNX Runtime's errors have no common class of their own
+            raise CheckpointError(
+                f"ONNX Runtime cannot load the file: {' '.join(str(error).split())[:300]}. Export it again, "
+                "in one file, for ONNX Runtime on a CPU."
+            ) from error
+        if not fits:
+            raise CheckpointError(
+                f"The ONNX file takes {', '.join(f'{i.name} {i.type} {i.shape}' for i in inputs)}; one "
+                "float32 input (N, 3, height, width) was expected."
+            )
+        self._input, self._one_by_one = inputs[0].name, sides[0] == 1
+        self.size = (sides[2], sides[3]) if sides[2] and sides[3] else None
+        noise = np.random.default_rng(0).standard_normal((3, *(self.size or (224, 224))), np.float32)
+        probe = self._scores([np.zeros_like(noise), noise])
+        if probe.ndim != 2:
+            raise CheckpointError(
+                f"The ONNX file answers with the shape {list(probe.shape)}; (N, classes) was expected."
+            )
+        self.outputs = probe.shape[1]
+        within = bool((probe >= 0).all() and (probe <= 1).all())
+        done = within and (multi_label or bool(np.allclose(probe.sum(axis=1), 1, atol=1e-3)))
+        self._activation = (lambda x: x) if done else sigmoid if multi_label else softmax
+
+    def run(self, pixels: Sequence[Float32]) -> list[Answer]:
+        """N arrays (3, H, W) float32 of one size -> N answers; `features` are the network's own outputs."""
+        scores = self._scores(pixels)
+        with np.errstate(all="ignore"):  # what overflows is not finite in the answer, where it is looked for
+            probabilities = self._activation(scores)
+        return [Answer(*both) for both in zip(probabilities, scores, strict=True)]
+
+    def _scores(self, pixels: Sequence[Float32]) -> Float32:
+        batches = [p[np.newaxis] for p in pixels] if self._one_by_one else [np.stack(pixels)]
+        return np.concatenate([self._session.run(None, {self._input: batch})[0] for batch in batches])
+
+
 class Engine:
     """A network ready to compute. Not for several threads at once: it uses all cores by itself."""
 
@@ -40,12 +98,7 @@ class Engine:
         self, graph: Graph, arrays: Mapping[str, npt.NDArray[Any]], head: Head, multi_label: bool = False
     ) -> None:
         """Bind `arrays` (by state-dict names) to the graph and make the session: one thread a core."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = usable_cores()
-        options.inter_op_num_threads = 1
-        # Waiting threads sleep: spinning burns a shared core for a gain that is only there on an idle
-        # machine.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = _options()
         # The session refers to these arrays and does not own them. Aligned float32 in the machine's order;
         # arrays that are so already are bound without a copy.
         self._weights = [np.require(arrays[name], np.float32, ["C", "ALIGNED"]) for name in graph.weights]
@@ -73,3 +126,12 @@ class Engine:
             pooled = self._head.pooled(features)
             probabilities = self._activation(self._head.logits(pooled))
         return [Answer(*both) for both in zip(probabilities, pooled, strict=True)]
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    options.inter_op_num_threads = 1
+    # Waiting threads sleep: spinning burns a shared core for a gain that is only there on an idle machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options

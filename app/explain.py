@@ -106,10 +106,10 @@ def grad_cam(head: Head, features: Float32, output: int) -> Float32:
             "This network pools inside its body: there is no map of features left to show. "
             "POST /analyze answers as usual."
         )
-    pooled = head.pooled(features[np.newaxis])
-    gradient = head.gradient(pooled, output)[0].reshape(-1, len(features)).sum(axis=0)  # (C,): maximum + mean
+    gradient = head.by_channel(head.gradient(head.pooled(features[np.newaxis]), output))[0]
+    (mapped,) = head.mapped(features[np.newaxis])
     heat: Float32 = np.maximum(
-        np.tensordot(gradient, features, axes=1), 0
+        np.tensordot(gradient, mapped, axes=1), 0
     )  # 1 / (h * w) of eq. 1 cancels below
     return heat / max(float(heat.max()), float(np.finfo(np.float32).tiny))
 

@@ -1,11 +1,12 @@
 """What follows the feature map, read off the state dict and computed in numpy: pool, BatchNorm, Linear, ReLU.
 
 Knows the heads of fastai v1 (`create_head` of 1.0: biased Linear layers) and v2 (no bias after a BatchNorm),
-with any number of classes and hidden layers, `concat_pool` or not, `bn_final` or not.
+with any number of classes and hidden layers, `concat_pool` or not, `bn_final` or not; and those that
+torchvision and timm put behind their own bodies, as the steps that a graph's description lists.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -14,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import CheckpointError
+from app.layers import BatchNorm, HardSwish, Layer, LayerNorm, Linear, ReLU
 
 Float32 = npt.NDArray[np.float32]
 
 EPSILON: Final = np.float32(1e-5)  # torch.nn.BatchNorm1d's default, which fastai leaves alone
 MODULES: Final = ({"weight", "bias", "running_mean", "running_var"}, {"weight", "bias"}, {"weight"})
+WHOLE: Final = ("whole",)  # the steps of a graph that ends with the logits: nothing is left to do
 UNKNOWN_HEAD: Final = (
     "heads by fastai's create_head are served: pooling, then BatchNorm, Dropout, Linear and ReLU in turn. "
     'Use engine = "fastai" with your own head, or train with the usual vision_learner(dls, arch)'
@@ -26,49 +29,20 @@ UNKNOWN_HEAD: Final = (
 
 
 @dataclass(frozen=True)
-class BatchNorm:
-    """y = x * scale + shift, which is (x - mean) / sqrt(var + eps) * weight + bias; both (features,)."""
-
-    scale: Float32
-    shift: Float32
-
-    def __call__(self, x: Float32) -> Float32:
-        return x * self.scale + self.shift
-
-    def gradient(self, x: Float32, behind: Float32) -> Float32:
-        """The gradient by `x`, from the one behind this layer; both (N, features)."""
-        return behind * self.scale
-
-
-@dataclass(frozen=True)
-class Linear:
-    """y = x @ weight.T + bias, weight (outputs, inputs), bias (outputs,); then ReLU unless it is the last."""
-
-    weight: Float32
-    bias: Float32
-    relu: bool
-
-    def __call__(self, x: Float32) -> Float32:
-        y: Float32 = x @ self.weight.T + self.bias
-        return np.maximum(y, 0, out=y) if self.relu else y
-
-    def gradient(self, x: Float32, behind: Float32) -> Float32:
-        """The gradient by `x` (N, inputs), from the one behind this layer, (N, outputs)."""
-        passed: Float32 = behind * (self(x) > 0) if self.relu else behind
-        return passed @ self.weight
-
-
-@dataclass(frozen=True)
 class Head:
     """A head ready to compute.
 
-    `generation` is 1 or 2: the fastai that wrote it. `pool` is "concat", "average" or "none".
+    `generation` is 1 or 2: the fastai that wrote it; 0 for a head of torchvision or timm. `pool` is "concat",
+    "average" or "none"; an average is taken over a `grid` of so many windows a side. `before` are layers that
+    work on each position of the feature map before it is pooled.
     """
 
-    layers: tuple[BatchNorm | Linear, ...]
+    layers: tuple[Layer, ...]
     pool: str
     outputs: int
     generation: int
+    grid: int = 1
+    before: tuple[Layer, ...] = ()
 
     def logits(self, pooled: Float32) -> Float32:
         """(N, features) of `pooled` -> (N, outputs) logits."""
@@ -88,10 +62,28 @@ class Head:
             gradient = layer.gradient(x, gradient)
         return gradient
 
+    def mapped(self, features: Float32) -> Float32:
+        """(N, C, h, w) feature maps -> (N, C', h, w): what is pooled, and mostly the same."""
+        for layer in self.before:
+            features = np.moveaxis(layer(np.moveaxis(features, 1, -1)), -1, 1)
+        return features
+
+    def by_channel(self, pooled: Float32) -> Float32:
+        """(N, features) numbers, one each of `pooled`, added up over each channel of `mapped` -> (N, C')."""
+        if self.grid > 1:
+            parts = pooled.reshape(len(pooled), -1, self.grid**2)
+            return parts.sum(axis=2, dtype=np.float32)  # type: ignore[no-any-return]
+        # of concat the maximum of every channel, then the mean of every one
+        parts = pooled.reshape(len(pooled), 2 if self.pool == "concat" else 1, -1)
+        return parts.sum(axis=1, dtype=np.float32)  # type: ignore[no-any-return]
+
     def pooled(self, features: Float32) -> Float32:
         """(N, C, h, w) feature maps, or (N, C) of a body that pools by itself -> (N, features) vectors."""
         if self.pool == "none":
             return features
+        features = self.mapped(features)
+        if self.grid > 1:
+            return _averages(features, self.grid)
         average: Float32 = features.mean(axis=(2, 3), dtype=np.float32)
         if self.pool == "average":
             return average
@@ -99,6 +91,16 @@ class Head:
         # layers.py:91)
         maximum: Float32 = features.max(axis=(2, 3))
         return np.concatenate([maximum, average], axis=1)
+
+
+def _averages(features: Float32, grid: int) -> Float32:
+    """(N, C, h, w) -> (N, C * grid * grid): torch's `adaptive_avg_pool2d`, whose windows may overlap."""
+    height, width = features.shape[2:]
+    rows, columns = (
+        [slice(i * side // grid, -(-(i + 1) * side // grid)) for i in range(grid)] for side in (height, width)
+    )
+    windows = [features[:, :, row, column].mean(axis=(2, 3)) for row in rows for column in columns]
+    return np.stack(windows, axis=2).reshape(len(features), -1)
 
 
 def softmax(logits: Float32) -> Float32:
@@ -112,11 +114,16 @@ def sigmoid(logits: Float32) -> Float32:
     return (1 / (1 + np.exp(-logits))).astype(np.float32)
 
 
-def read_head(arrays: Mapping[str, npt.NDArray[Any]], channels: int) -> Head:
-    """The head in the entries `1.<index>.<name>` of a fastai state dict, for a body of `channels` channels.
+def read_head(arrays: Mapping[str, npt.NDArray[Any]], channels: int, own: Sequence[str] = ()) -> Head:
+    """The head in the entries `1.<index>.<name>` of a fastai state dict, for a body of `channels` channels;
+    without such entries the one that the body's library has, in the steps `own`.
 
-    Raises CheckpointError where its entries are not those of fastai's `create_head`.
+    Raises CheckpointError where its entries are not those of fastai's `create_head`, or of those steps.
     """
+    if tuple(own) == WHOLE:
+        return Head((), "none", channels, 0)
+    if own and not any(name.startswith("1.") for name in arrays):
+        return _own_head(arrays, own)
     modules = _modules(arrays)
     kinds = [(index, "norm" if "running_mean" in module else "linear") for index, module in modules.items()]
     _check_order(kinds)
@@ -142,6 +149,32 @@ def read_head(arrays: Mapping[str, npt.NDArray[Any]], channels: int) -> Head:
     generation = 1 if behind_norm and "bias" in modules[last_linear] else 2
     outputs = modules[last_linear]["weight"].shape[0]
     return Head(layers, pools[inputs], outputs, generation)
+
+
+def _own_head(arrays: Mapping[str, npt.NDArray[Any]], steps: Sequence[str]) -> Head:
+    """The head of a library's own model: its steps are "relu", "hardswish", "average <grid>", and "linear" or
+    "norm" with the name of a module.
+    """
+    layers: list[Layer] = []
+    before: tuple[Layer, ...] = ()
+    pool, grid, outputs = "none", 1, 0
+    for kind, _, argument in (step.partition(" ") for step in steps):
+        if kind == "average":
+            before, pool, grid, layers = tuple(layers), "average", int(argument), []
+        elif kind in ("relu", "hardswish"):
+            layers.append(ReLU() if kind == "relu" else HardSwish())
+        else:
+            weight, bias = (arrays.get(f"{argument}.{name}") for name in ("weight", "bias"))
+            if weight is None or bias is None:
+                raise CheckpointError(
+                    f"The file has no {argument}.weight and {argument}.bias: {UNKNOWN_HEAD}."
+                )
+            if kind == "norm":
+                layers.append(LayerNorm(_float32(weight), _float32(bias)))
+            else:  # a convolution of one pixel is a linear layer too
+                layers.append(_linear({"weight": weight.reshape(len(weight), -1), "bias": bias}, relu=False))
+            outputs = len(weight)
+    return Head(tuple(layers), pool, outputs, 0, grid, before)
 
 
 def _modules(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[int, dict[str, npt.NDArray[Any]]]:

@@ -1,154 +1,27 @@
-"""The fastai learner: rebuilt from a checkpoint, and exported as a weightless graph.
+"""The fastai learner, rebuilt from a checkpoint: the 2019 starter pack taken literally, and the reference.
 
-The only module that imports torch, fastai, timm and onnx, and only inside its functions: serving needs none
-of them.
+Imports torch and fastai, and only inside its functions.
 """
 
 import importlib
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from app.engine import Answer
-from app.errors import ArchitectureUnknown, ToolMissing
-from app.graphs import COUNTER
-from app.head import BatchNorm, Head, Linear, read_head, sigmoid, softmax
+from app.errors import ArchitectureUnknown
+from app.exporter import create_body, import_fastai
+from app.head import Head, read_head, sigmoid, softmax
+from app.layers import BatchNorm, Linear
 from app.preprocess import Preprocess
 
 if TYPE_CHECKING:
-    import onnx
     import torch
 
 Float32 = npt.NDArray[np.float32]
-OPSET: Final = 18
-
-
-def import_fastai() -> Any:
-    """`fastai.vision.all`, with torchvision made importable where its compiled operators do not load.
-
-    Raises ToolMissing where fastai is not installed.
-    """
-    try:
-        importlib.import_module("torch")
-        _declare_torchvision_operators()
-        importlib.import_module("timm")
-        return importlib.import_module("fastai.vision.all")
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        raise ToolMissing(
-            f"This needs fastai and torch, and {package} is not installed: run `pip install -r "
-            "requirements.txt`. Serving a shipped architecture needs neither."
-        ) from error
-
-
-def _declare_torchvision_operators() -> None:
-    """Torchvision's wheels are compiled for one build of torch: with another its operators do not load, and
-    the import fails on their missing names ("operator torchvision::nms does not exist"). Nothing here calls
-    them, so their names are enough. Where they load, nothing is done.
-    """
-    import torch
-
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "operator torchvision::" not in str(error):
-            raise
-        for name in ("nms", "qnms"):
-            torch.library.define(
-                f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
-        importlib.import_module("torchvision")
-
-
-def create_body(architecture: str) -> "torch.nn.Module":
-    """The untrained body of a torchvision, fastai or timm architecture, as fastai cuts it, to evaluate.
-
-    Raises ArchitectureUnknown, ToolMissing.
-    """
-    vision = import_fastai()
-    timm = importlib.import_module("timm")
-    if callable(constructor := getattr(vision.models, architecture, None)):
-        model = vision.create_vision_model(constructor, 2, pretrained=False)
-    elif architecture in timm.list_models():
-        model, _ = vision.create_timm_model(architecture, 2, pretrained=False)
-    else:
-        raise ArchitectureUnknown(
-            f"Neither torchvision nor fastai nor timm has an architecture '{architecture}'; it is the second "
-            "argument of vision_learner(dls, ARCHITECTURE), such as resnet34."
-        )
-    return model[0].eval()  # type: ignore[no-any-return]
-
-
-# --- the graph of a body ------------------------------------------------------------------------------------
-
-
-def export_graph(architecture: str, folder: Path) -> Path:
-    """Write `<architecture>.onnx`, the body without weights, and `<architecture>.json`, what `graphs` reads.
-
-    Returns the path of the .onnx file. Raises ArchitectureUnknown, ToolMissing.
-    """
-    body = create_body(architecture)
-    torch = importlib.import_module("torch")
-    body = torch.nn.Sequential(body).eval()  # in a Sequential, so that names begin with "0." as in the file
-    pixels = torch.zeros(2, 3, 224, 224)
-    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    program = torch.onnx.export(
-        body,
-        (pixels,),
-        dynamo=True,
-        optimize=False,  # keeps every weight under its own name
-        dynamic_shapes=({**dynamic},),
-        input_names=["pixels"],
-        output_names=["features"],
-        opset_version=OPSET,
-        verbose=False,
-    )
-    expected = {n: list(t.shape) for n, t in body.state_dict().items() if not n.endswith(COUNTER)}
-    proto, bound = _weightless(program.model_proto, set(expected))
-    description = {
-        "architecture": architecture,
-        "channels": body(pixels).shape[1],
-        "unused": sorted(expected.keys() - bound),
-        "weights": {name: shape for name, shape in expected.items() if name in bound},
-    }
-    path = folder / f"{architecture}.onnx"
-    path.write_bytes(proto.SerializeToString())
-    path.with_suffix(".json").write_text(json.dumps(description, separators=(",", ":")) + "\n")
-    return path
-
-
-def _weightless(proto: "onnx.ModelProto", names: set[str]) -> "tuple[onnx.ModelProto, set[str]]":
-    """The graph with its initializers in `names` emptied and marked as external, and which those are."""
-    onnx = importlib.import_module("onnx")
-    bound = set()
-    for tensor in proto.graph.initializer:
-        if tensor.name in names:
-            bound.add(tensor.name)
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            del tensor.external_data[:]
-            tensor.external_data.add(key="location", value="bound-from-memory")
-    for part in (
-        proto,
-        proto.graph,
-        *proto.graph.node,
-        *proto.graph.input,
-        *proto.graph.output,
-        *proto.graph.initializer,
-    ):
-        part.ClearField("doc_string")
-        part.ClearField("metadata_props")  # the exporter's notes, with paths of the machine it ran on
-    proto.graph.ClearField("value_info")
-    del proto.functions[:]
-    return proto, bound
-
-
-# --- the learner itself -------------------------------------------------------------------------------------
 
 
 def rebuild(architecture: str, arrays: Mapping[str, npt.NDArray[Any]]) -> "tuple[torch.nn.Module, Head]":

@@ -1,9 +1,12 @@
 """From the settings to a Predictor: download, read, build, warm up, prove."""
 
 import asyncio
+import importlib.util
 import logging
 import platform
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +17,22 @@ from PIL import Image
 
 from app.checkpoint import Checkpoint, read_checkpoint
 from app.download import Fetched, fetch
-from app.engine import Engine
-from app.errors import CheckpointError, ClassesMismatch
+from app.engine import Engine, OnnxEngine
+from app.errors import ArchitectureUnknown, CheckpointError
 from app.explain import Explainer, Look
-from app.graphs import find_graph
-from app.head import Head, read_head
+from app.graphs import Graph, read_graph
+from app.head import Head
+from app.inspection import (
+    FORMS,
+    REBUILT,
+    Inspection,
+    Network,
+    check_numbers,
+    complete,
+    fitted,
+    inspect,
+    recognise,
+)
 from app.metrics import Metrics
 from app.predictor import ModelCard, Predictor, unit
 from app.preprocess import Preprocess
@@ -63,12 +77,11 @@ def _open(
 ) -> Predictor:
     """What follows the download, read downwards: engine, warm-up, proof."""
     checkpoint = fetched.content
-    _check_numbers(checkpoint)
+    check_numbers(checkpoint.arrays)
     report("building", None)
-    build = _build_learner if settings.engine == "fastai" else _build_engine
-    architecture, head, answerer, look = build(checkpoint, settings)
-    preprocess = _preprocess(settings, head)
-    prepare, run = answerer(preprocess)
+    built = _build(fetched, settings, report)
+    settings, preprocess = built.settings, _preprocess(built.settings)
+    prepare, run = built.answerer(preprocess)
 
     report("warming up", None)
     black = Image.new("RGB", preprocess.size)
@@ -78,82 +91,144 @@ def _open(
             "compute with. Save a checkpoint from before the training diverged."
         )
     logger.info(
-        "serving %s (fastai v%d, %d classes); pipeline %s, %d x %d px, mean %s, std %s",
-        *(architecture, head.generation, head.outputs, preprocess.pipeline, *preprocess.size),
-        *(list(preprocess.mean), list(preprocess.std)),
+        "serving %s (%s, %d classes); pipeline %s, %d x %d px, mean %s, std %s",
+        *(built.architecture, FORMS[built.generation], len(settings.classes), preprocess.pipeline),
+        *(*preprocess.size, list(preprocess.mean), list(preprocess.std)),
     )
     result = known = None
     if proof:
         report("proving", None)
-        result, features = prove(proof, settings.classes, answerer, preprocess, settings.exif)
+        result, features = prove(proof, settings.classes, built.answerer, preprocess, settings.exif)
         known = unit(features)
         logger.info(
             "the proof agrees: %d photos, largest difference %.5f", result.photos, result.worst_difference
         )
     checkpoint.release()  # ONNX Runtime has its own copy of the weights, in the order that it computes in
-    card = _card(fetched, settings, architecture, head, preprocess, result)
-    explain = None if look is None else Explainer(prepare, look, head, preprocess, settings.classes)
+    card = _card(fetched, built, preprocess, result)
+    explain = None
+    if built.look and built.head:
+        explain = Explainer(prepare, built.look, built.head, preprocess, settings.classes)
     return Predictor(card, settings, prepare, run, metrics, known, explain)
 
 
-def _check_numbers(checkpoint: Checkpoint) -> None:
-    for name, array in checkpoint.arrays.items():
-        if not np.isfinite(array).all():
-            raise CheckpointError(
-                f"The checkpoint holds weights that are no numbers (NaN or infinite, in {name}): the "
-                "training diverged. Save a checkpoint from before it did."
-            )
+async def inspect_file(location: str, report: Report) -> Inspection:
+    """What there is to say of the checkpoint at a link or a path. Raises StartupError where it is none."""
+
+    def progress(done: int, total: int | None) -> None:
+        report("downloading", done * 100 // total if total else None)
+
+    fetched = await fetch(location, MODELS, verify=read_checkpoint, progress=progress)
+    report("reading", None)
+    checkpoint, size = fetched.content, fetched.path.stat().st_size
+    whole = await asyncio.to_thread(OnnxEngine, fetched.path) if checkpoint.container == "onnx" else None
+    outputs = whole.outputs if whole else None
+    return await asyncio.to_thread(inspect, checkpoint, location, size, fetched.sha256, outputs)
 
 
-Built = tuple[str, Head, Answerer, Look | None]
+@dataclass(frozen=True)
+class Built:
+    """An engine, and the settings that the checkpoint has completed. `head` is None where the engine has its
+    own.
+    """
+
+    architecture: str
+    generation: int
+    settings: Settings
+    answerer: Answerer
+    head: Head | None = None
+    look: Look | None = None
 
 
-def _build_engine(checkpoint: Checkpoint, settings: Settings) -> Built:
-    """The shipped graph that fits, in ONNX Runtime."""
-    graph = find_graph(checkpoint.arrays, settings.architecture)
-    head = read_head(checkpoint.arrays, graph.channels)
-    _check_classes(head, settings.classes)
-    engine = Engine(graph, checkpoint.arrays, head, settings.multi_label)
-    return graph.architecture, head, lambda preprocess: (preprocess, engine.run), engine.look
+def _build(fetched: Fetched[Checkpoint], settings: Settings, report: Report) -> Built:
+    """The engine that the settings and the file ask for."""
+    checkpoint = fetched.content
+    if checkpoint.container == "onnx":
+        return _build_onnx(checkpoint, settings)
+    if settings.engine == "fastai":
+        return _build_learner(checkpoint, settings)
+    try:
+        network = recognise(checkpoint.arrays, settings.architecture)
+    except ArchitectureUnknown as error:
+        network = fitted(_own_graph(fetched, settings, report, error), checkpoint.arrays)
+    complete_settings = _completed(settings, checkpoint, network)
+    engine = Engine(network.graph, network.arrays, network.head, complete_settings.multi_label)
+    return Built(
+        network.graph.architecture,
+        network.head.generation,
+        complete_settings,
+        lambda preprocess: (preprocess, engine.run),
+        network.head,
+        engine.look,
+    )
+
+
+def _build_onnx(checkpoint: Checkpoint, settings: Settings) -> Built:
+    """A whole network that brings its own weights."""
+    engine = OnnxEngine(checkpoint.path, settings.multi_label)
+    complete_settings = _noted(*complete(settings, checkpoint, 0, engine.outputs, engine.size))
+    return Built("ONNX", 0, complete_settings, lambda preprocess: (preprocess, engine.run))
 
 
 def _build_learner(checkpoint: Checkpoint, settings: Settings) -> Built:
     """The real fastai learner."""
     from app.learner import LearnerEngine, rebuild  # torch and fastai: only when asked for
 
-    architecture = settings.architecture or find_graph(checkpoint.arrays).architecture
-    model, head = rebuild(architecture, checkpoint.arrays)
-    _check_classes(head, settings.classes)
+    network = recognise(checkpoint.arrays, settings.architecture)
+    model, head = rebuild(network.graph.architecture, network.arrays)
+    complete_settings = _completed(settings, checkpoint, network)
 
     def answerer(preprocess: Preprocess) -> tuple[Prepare, Run]:
-        engine = LearnerEngine(model, head, settings.classes, preprocess, settings.multi_label)
+        engine = LearnerEngine(
+            model, head, complete_settings.classes, preprocess, complete_settings.multi_label
+        )
         return engine.prepare, engine.run
 
-    return architecture, head, answerer, None  # one learner cannot look and predict at the same time
+    # no look: one learner cannot look and predict at the same time
+    return Built(network.graph.architecture, head.generation, complete_settings, answerer)
 
 
-def _check_classes(head: Head, classes: Sequence[str]) -> None:
-    if head.outputs != len(classes):
-        raise ClassesMismatch(
-            f"The checkpoint has {head.outputs} outputs, the setting classes lists {len(classes)} names "
-            f"({', '.join(classes)[:200]}). List all {head.outputs} in the order of your notebook: "
-            f"learn.dls.vocab in fastai v2, data.classes in v1."
-        )
-    if list(classes) != sorted(classes):
-        logger.warning(
-            "the class list is not in alphabetical order, but fastai sorts classes unless told otherwise: "
-            "compare it with learn.dls.vocab, or every answer may be wrong (sorted: %s)",
-            ", ".join(sorted(classes)),
-        )
+def _completed(settings: Settings, checkpoint: Checkpoint, network: Network) -> Settings:
+    head = network.head
+    return _noted(*complete(settings, checkpoint, head.generation, head.outputs, network.graph.size))
 
 
-def _preprocess(settings: Settings, head: Head) -> Preprocess:
-    """The pipeline that the settings name; for "auto" what the generation of the head did by default."""
-    pipeline = settings.pipeline
-    if pipeline == "auto":
-        pipeline = "fastai1" if head.generation == 1 else "resize"
+def _noted(settings: Settings, notes: Sequence[str]) -> Settings:
+    for note in notes:
+        logger.warning("%s", note)
+    return settings
+
+
+def _own_graph(
+    fetched: Fetched[Checkpoint], settings: Settings, report: Report, error: ArchitectureUnknown
+) -> Graph:
+    """A graph that is not shipped: made before, or by fastai and torch where they are installed. Raises
+    `error`.
+    """
+    export = fetched.content.export
+    name = settings.architecture or (f"export-{fetched.sha256[:16]}" if export else "")
+    if not re.fullmatch(r"[\w.-]+", name):  # it becomes the name of a file
+        raise error
+    path = MODELS / f"{name}.json"
+    if not path.exists():
+        if importlib.util.find_spec("fastai") is None:
+            raise ArchitectureUnknown(f"{error}{REBUILT if export else ''}") from error
+        from app.exporter import export_graph, export_module  # torch and fastai: only when needed
+
+        report("exporting the graph", None)
+        if settings.architecture:
+            export_graph(name, MODELS)
+        elif export:
+            export_module(export.module, fetched.content.arrays, name, MODELS, export.known.get("image_size"))
+    graph = read_graph(path)
+    if graph.misfits(fetched.content.arrays):
+        raise error
+    return graph
+
+
+def _preprocess(settings: Settings) -> Preprocess:
+    """The pipeline that the complete settings name."""
     return Preprocess(
-        pipeline=pipeline,
+        pipeline="resize" if settings.pipeline == "auto" else settings.pipeline,
         size=settings.image_size,
         method=settings.resize_method,
         pad_mode=settings.pad_mode,
@@ -165,20 +240,16 @@ def _preprocess(settings: Settings, head: Head) -> Preprocess:
 
 
 def _card(
-    fetched: Fetched[Checkpoint],
-    settings: Settings,
-    architecture: str,
-    head: Head,
-    preprocess: Preprocess,
-    proof: ProofResult | None,
+    fetched: Fetched[Checkpoint], built: Built, preprocess: Preprocess, proof: ProofResult | None
 ) -> ModelCard:
+    settings = built.settings
     packages = (
         ("onnxruntime", "numpy", "pillow") if settings.engine == "auto" else ("fastai", "torch", "pillow")
     )
     return ModelCard(
-        architecture=architecture,
+        architecture=built.architecture,
         classes=settings.classes,
-        fastai=head.generation,
+        fastai=built.generation or None,
         container=fetched.content.container,
         engine="onnxruntime" if settings.engine == "auto" else settings.engine,
         preprocess=preprocess,

@@ -63,7 +63,7 @@ class ModelCard:
 
     architecture: str
     classes: tuple[str, ...]
-    fastai: int
+    fastai: int | None  # the generation that wrote it, where that is known
     container: str
     engine: str
     preprocess: Preprocess

@@ -9,7 +9,7 @@ import os
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -38,8 +38,8 @@ class Settings:
     model_url: Annotated[str, Meta(min_length=1, description="where the checkpoint is: https link or path")]
     classes: Annotated[
         tuple[Annotated[str, Meta(min_length=1)], ...],
-        Meta(min_length=2, description="class names, in the order of the notebook"),
-    ]
+        Meta(min_length=2, description="class names, in the order of the notebook; an export knows them"),
+    ] = ()
     proof_url: Annotated[
         str, Meta(description="where proof.json is: what is served must agree with it, or nothing is served")
     ] = ""
@@ -110,10 +110,22 @@ class Settings:
         str, Meta(pattern="^(https?://[^/\\s]+/?)?$", description="of the page, for previews of links to it")
     ] = ""
     max_upload_mb: Annotated[int, Meta(ge=1, le=100, description="larger uploads are refused")] = 10
+    # no setting itself: the names that the file or the environment sets, though it be to the default
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+    def says(self, name: str) -> bool:
+        """Whether a setting was made, rather than left to its default."""
+        return name in self.given or getattr(self, name) != DEFAULTS[name]
 
 
 SIDES: Final = ("image_size", "presize")
-HINTS: Final = typing.get_type_hints(Settings, include_extras=True)
+HINTS: Final = {
+    name: hint
+    for name, hint in typing.get_type_hints(Settings, include_extras=True).items()
+    if typing.get_origin(hint) is Annotated
+}
+
+DEFAULTS: Final = {field.name: field.default for field in fields(Settings)}
 
 
 def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -148,7 +160,8 @@ def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = o
     _place(overrides, Path.cwd())
 
     try:
-        settings = msgspec.convert(_square(values | overrides), Settings, strict=False)
+        given = {"given": list(values | overrides)}
+        settings = msgspec.convert(_square(values | overrides) | given, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(_sentence(error, values | texts, file, texts.keys())) from error
     _check(settings)
@@ -220,25 +233,37 @@ def _check(settings: Settings) -> None:
         )
 
 
+def amended(settings: Settings, known: Mapping[str, Any]) -> Settings:
+    """The settings with what a checkpoint itself says. Raises SettingsError where that cannot be served."""
+    values = {name: getattr(settings, name) for name in (*HINTS, "given")}
+    try:
+        given = {name: value for name, value in (values | dict(known)).items() if name != "classes" or value}
+        result = msgspec.convert(given, Settings)
+    except msgspec.ValidationError as error:
+        expected, _, path = str(error).partition(" - at `$.")
+        name = path.rstrip("`").partition("[")[0]
+        raise SettingsError(
+            f"The checkpoint says {name} is {known.get(name)!r}. {expected}. Set {name} in the settings."
+        ) from error
+    _check(result)
+    return result
+
+
 def settings_table() -> str:
     """The settings as a Markdown table, for the documents."""
     rows = ["| setting | default | what it is |", "|---|---|---|"]
-    for field in fields(Settings):
-        meta = next(m for m in typing.get_args(HINTS[field.name]) if isinstance(m, Meta) and m.description)
-        default = (
-            "" if "MISSING" in repr(field.default) else f"`{msgspec.json.encode(field.default).decode()}`"
-        )
-        rows.append(f"| `{field.name}` | {default} | {meta.description} |")
+    for name, hint in HINTS.items():
+        meta = next(m for m in typing.get_args(hint) if isinstance(m, Meta) and m.description)
+        default = "" if DEFAULTS[name] is MISSING else f"`{msgspec.json.encode(DEFAULTS[name]).decode()}`"
+        rows.append(f"| `{name}` | {default} | {meta.description} |")
     return "\n".join(rows)
 
 
 def as_toml(settings: Settings) -> str:
-    """The text of a settings.toml that says the same; what has its default is left out."""
+    """The text of a settings.toml that says the same; what was not said is left out."""
     lines = []
-    for field in fields(Settings):
-        value = getattr(settings, field.name)
-        if value != field.default:
-            # texts, numbers and lists are written in TOML as in JSON, but for one character
-            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-            lines.append(f"{field.name} = {text}\n")
+    for name in filter(settings.says, HINTS):
+        # texts, numbers and lists are written in TOML as in JSON, but for one character
+        text = json.dumps(getattr(settings, name), ensure_ascii=False).replace("\x7f", "\\u007f")
+        lines.append(f"{name} = {text}\n")
     return "".join(lines)

@@ -4,6 +4,7 @@ A global stays a name, a call becomes a record of the call; only the few calls t
 understood, and they become descriptions of tensors. Knows nothing of files and containers.
 """
 
+import io
 import mmap
 import pickletools
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from app.errors import CheckpointError, UnsafeCheckpoint
+from app.trust import STORAGES, is_trusted
 
 T = TypeVar("T")
 MAX_OPCODES: Final = 1_000_000  # a resnet152 with optimizer state has 90,000
@@ -22,46 +24,10 @@ SAVE_AGAIN: Final = "save the weights with learn.save('stage-2', with_opt=False)
 
 # How torch names the element types. numpy has no bfloat16: two bytes that are widened by `_widen`.
 BFLOAT16: Final = np.dtype([("bfloat16", "<u2")])
+_TYPES: Final[tuple[Any, ...]] = ("<f8", "<f4", "<f2", BFLOAT16, "<i8", "<i4", "<i2", "i1", "u1", "?")
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": BFLOAT16,
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
+    name: np.dtype(kind) for name, kind in zip(STORAGES, _TYPES, strict=True)
 }
-
-# All that `Learner.save` writes: the tensors, and in `opt` numpy scalars and fastcore's list. Each is a name
-# to us.
-ALLOWED_GLOBALS: Final = frozenset(
-    {("torch", name) for name in DTYPES}
-    | {("torch", name) for name in ("Size", "device", "float32", "float16", "bfloat16", "float64", "int64")}
-    | {
-        ("collections", "OrderedDict"),
-        ("collections", "defaultdict"),
-        ("torch._utils", "_rebuild_tensor"),
-        ("torch._utils", "_rebuild_tensor_v2"),
-        ("torch._utils", "_rebuild_parameter"),
-        ("torch._utils", "_rebuild_parameter_with_state"),
-        ("torch._tensor", "_rebuild_from_type_v2"),
-        ("torch.nn.parameter", "Parameter"),
-        ("fastai.torch_core", "TensorBase"),
-        ("fastcore.foundation", "L"),
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        ("numpy.core.multiarray", "scalar"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "scalar"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("_codecs", "encode"),
-        ("__builtin__", "set"),
-        ("builtins", "set"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -71,6 +37,13 @@ class Storage:
     key: str
     dtype: np.dtype[Any]
     count: int
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A storage that is a whole torch file of its own inside the pickle, as plain `pickle.dump` writes it."""
+
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -88,18 +61,34 @@ class Global:
 class Tensor:
     """A tensor not yet read: which part of which storage; `size` and `stride` in elements."""
 
-    storage: Storage
+    storage: Storage | Nested
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Call:
-    """A call that the pickle asks for and that is not made."""
+    """A call that the pickle asks for and that is not made: an object, as far as it can be known.
 
-    callee: Global
+    `callee` is the class or function, or the Call that would have returned it. `state` holds its attributes
+    by name, or whatever else its class would have taken as its state; `items` what would have been appended
+    to it.
+    """
+
+    callee: "Global | Call"
     arguments: tuple[Any, ...]
+    state: Any = field(default_factory=dict)
+    items: list[Any] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Of the class or function, without its module; empty where that is itself the result of a call."""
+        return self.callee.name if isinstance(self.callee, Global) else ""
+
+    def get(self, attribute: str, default: Any = None) -> Any:
+        """One of its attributes."""
+        return self.state.get(attribute, default) if isinstance(self.state, dict) else default
 
 
 class _Mark:
@@ -108,14 +97,17 @@ class _Mark:
 
 @dataclass
 class Unpickler:
-    """Walks pickles that stand one after the other in `source`; `load` returns the next object.
+    """Walks pickles that stand one after the other in `source`; `load` returns the next object and leaves the
+    source behind it.
 
-    Raises UnsafeCheckpoint at a global that is not in ALLOWED_GLOBALS; ValueError, IndexError, KeyError or
-    TypeError where the pickle is damaged. The memory it takes is bounded by the bytes it reads.
+    `globals` are the names met so far. Raises UnsafeCheckpoint at one that is not trusted; ValueError,
+    IndexError, KeyError or TypeError where the pickle is damaged. The memory it takes is bounded by the bytes
+    it reads.
     """
 
-    source: bytes | mmap.mmap
+    source: io.BytesIO | mmap.mmap
     storages: dict[str, Storage] = field(default_factory=dict)
+    globals: set[Global] = field(default_factory=set)
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
@@ -169,52 +161,110 @@ class Unpickler:
     def find(self, module: Any, name: Any) -> None:
         # a name is a string before it is hashed: hashing a tuple of 400,000 levels would end the process
         module, name = _as(str, module), _as(str, name)
-        if (module, name) not in ALLOWED_GLOBALS:
+        if not is_trusted(module, name):
             raise UnsafeCheckpoint(
-                f"The file names {module}.{name}, which a file of weights has no use for; nothing of it was "
-                f"run. If you trained this model, {SAVE_AGAIN}."
+                f"The file names {module}.{name}, which no model has a use for; nothing of it was run. If "
+                f"you trained this model, {SAVE_AGAIN}."
             )
         self.stack.append(Global(module, name))
+        self.globals.add(self.stack[-1])
 
     def reduce(self) -> None:
         callee, arguments = self.pop(2)
         self.stack.append(_rebuild(callee, arguments))
 
     def persistent(self) -> None:
-        """('storage', type, key, device, count, view): the numbers of a tensor, outside of the pickle."""
-        kind, storage_type, key, _, count, *view = _as(tuple, self.stack.pop())
+        """('storage', type, key, device, count, view): the numbers of a tensor, outside of the pickle. v1
+        writes ('module', class, file, source) as well, to bring along the code of a class: the class is kept,
+        by name.
+        """
+        kind, thing, key, *more = _as(tuple, self.stack.pop())
+        if kind == "module":
+            self.stack.append(_as(Global, thing))
+            return
+        _, count, *view = more
         if kind != "storage" or any(view) or _as(int, count) < 0:
             raise ValueError("a persistent id is not a whole storage")
-        self.storages[_as(str, key)] = Storage(key, DTYPES[storage_type.name], count)
+        self.storages[_as(str, key)] = Storage(key, DTYPES[_as(Global, thing).name], count)
         self.stack.append(self.storages[key])
 
+    def build(self) -> None:
+        """Give the object below its state; where it has attributes already, the new ones are added."""
+        (state,) = self.pop(1)
+        match self.stack[-1], state:
+            case Call(), (dict() | None, dict() as slots):  # attributes, and those of __slots__
+                self.stack[-1].state = {**(state[0] or {}), **slots}
+            case Call(), _:
+                self.stack[-1].state = state
+
     def extend(self, items: list[Any]) -> None:
-        """Append to the list below, or ignore what would be added to an object that is not built."""
-        if isinstance(self.stack[-1], list):
-            self.stack[-1].extend(items)
+        """Append to the list or object below."""
+        match self.stack[-1]:
+            case list() as values:
+                values.extend(items)
+            case Call() as call:
+                call.items.extend(items)
 
     def update(self, items: list[Any]) -> None:
-        """Set the keys of the dict below. A key that is no string cannot name a tensor: left out."""
+        """Set the keys of the dict below. A key that is no string cannot name anything of use: left out."""
         if isinstance(self.stack[-1], dict):
             pairs = zip(items[::2], items[1::2], strict=True)
             self.stack[-1].update((key, value) for key, value in pairs if isinstance(key, str))
 
+    def dict(self) -> None:
+        """Protocol 0's way to write a dict."""
+        items = self.to_mark()
+        self.stack.append({})
+        self.update(items)
+
 
 def _rebuild(callee: Any, arguments: Any) -> Any:
     """What a call would return, for the calls that make a state dict; a record of the call for all others."""
-    match callee:
-        case Global("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2"):
-            storage, offset, size, stride, *_ = arguments
-            return Tensor(_as(Storage, storage), _as(int, offset), _integers(size), _integers(stride))
-        case Global("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"):
-            return arguments[0]
-        case Global(
-            "torch._tensor", "_rebuild_from_type_v2"
-        ):  # a tensor subclass: (rebuild, type, arguments, state)
-            return _rebuild(arguments[0], arguments[2])
-        case Global("collections", "OrderedDict") if not arguments:  # its entries follow one by one
+    if not isinstance(callee, Global | Call):
+        raise TypeError(f"a {type(callee).__name__} is called")
+    if isinstance(callee, Global) and callee.module in (
+        "torch._utils",
+        "torch._tensor",
+        "torch.nn.parameter",
+    ):
+        value = _rebuild_tensor(callee.name, arguments)
+    else:
+        value = _rebuild_plain(callee, arguments)
+    return Call(callee, _as(tuple, arguments)) if value is None else value
+
+
+def _rebuild_tensor(function: str, arguments: Any) -> Any:
+    """torch's own functions for tensors; None for all others."""
+    match function, arguments:
+        case "_rebuild_tensor" | "_rebuild_tensor_v2", (
+            Storage() | Nested() as storage,
+            offset,
+            size,
+            stride,
+            *_,
+        ):
+            return Tensor(storage, _as(int, offset), _integers(size), _integers(stride))
+        case "_rebuild_parameter" | "_rebuild_parameter_with_state" | "Parameter", (Tensor() as tensor, *_):
+            return tensor
+        case "_rebuild_from_type_v2", (rebuild, _, inner, *_):  # a subclass of Tensor
+            return _rebuild_tensor(_as(Global, rebuild).name, inner)
+    return None
+
+
+def _rebuild_plain(callee: Any, arguments: Any) -> Any:
+    """Dicts, bytes and objects, which a state dict and old protocols write as calls; None for all others."""
+    match callee, arguments:
+        case Global("torch.storage", "_load_from_bytes"), (bytes() as data,):
+            return Nested(data)
+        case Global("_codecs", "encode"), (str() as text, "latin1" | "latin-1"):  # bytes, in protocol 2
+            return text.encode("latin-1")
+        case Global("collections", "OrderedDict"), (list() as pairs,):  # Python 2
+            return {key: value for key, value in pairs if isinstance(key, str)}
+        case Global("collections", "OrderedDict" | "defaultdict"), _:  # the entries follow one by one
             return {}
-    return Call(_as(Global, callee), _as(tuple, arguments))
+        case Global("copyreg" | "copy_reg", "_reconstructor" | "__newobj__"), (Global() as kind, *_):
+            return Call(kind, ())
+    return None
 
 
 def _as(kind: type[T], value: Any) -> T:
@@ -232,7 +282,7 @@ def _integers(values: Any) -> tuple[int, ...]:
 # What each opcode does; `pickletools` documents them. An opcode that is not here is refused.
 _VALUES: Final = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
-    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split()
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
 )
 _CONSTANTS: Final[dict[str, Callable[[], Any]]] = {
     "NONE": lambda: None,
@@ -252,9 +302,14 @@ _STEPS: Final[dict[str, Callable[[Unpickler], Any]]] = {
     "STACK_GLOBAL": lambda machine: machine.find(*machine.pop(2)),
     "REDUCE": Unpickler.reduce,
     "NEWOBJ": Unpickler.reduce,  # a class instead of a function: to us the same record
-    "BUILD": lambda machine: machine.pop(1),  # the state of an object that is not built
+    "NEWOBJ_EX": lambda machine: machine.stack.append(
+        _rebuild(*machine.pop(3)[:2])
+    ),  # less the named arguments
+    "BUILD": Unpickler.build,
     "BINPERSID": Unpickler.persistent,
     "TUPLE": lambda machine: machine.stack.append(tuple(machine.to_mark())),
+    "FROZENSET": lambda machine: machine.stack.append(machine.to_mark()),
+    "DICT": Unpickler.dict,
     "LIST": lambda machine: machine.stack.append(machine.to_mark()),
     "APPEND": lambda machine: machine.extend(machine.pop(1)),
     "APPENDS": lambda machine: machine.extend(machine.to_mark()),
@@ -262,4 +317,5 @@ _STEPS: Final[dict[str, Callable[[Unpickler], Any]]] = {
     "SETITEM": lambda machine: machine.update(machine.pop(2)),
     "SETITEMS": lambda machine: machine.update(machine.to_mark()),
     "POP": lambda machine: machine.pop(1),
+    "POP_MARK": Unpickler.to_mark,
 }

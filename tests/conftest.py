@@ -135,7 +135,7 @@ def run_app(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
 @pytest.fixture(scope="session")
 def vision() -> Any:
     """`fastai.vision.all`: the oracle."""
-    from app.learner import import_fastai
+    from app.exporter import import_fastai
 
     return import_fastai()
 

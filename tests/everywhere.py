@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from app.checkpoint import check_signature
+from app.container import check_signature
 from app.download import fetch
 from app.errors import StartupError
 from app.transfer import Limits

@@ -16,7 +16,7 @@ from tests.conftest import DATA, ROOT, SECONDS, ServerProcess
 # What stands above the cell in a notebook. The learner is trained for real, if not for long.
 NOTEBOOK = """
 import sys; sys.path.insert(0, {root!r})
-from app.learner import import_fastai; import_fastai()  # torchvision's operators, where they do not load
+from app.exporter import import_fastai; import_fastai()  # torchvision's operators, where they do not load
 from fastai.vision.all import *
 set_seed(3)
 photos = sorted(Path({photos!r}).iterdir())[:36]

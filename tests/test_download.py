@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from app.checkpoint import check_signature
+from app.container import check_signature
 from app.download import LEFTOVER, cache_path, fetch
 from app.errors import CheckpointError, ChecksumMismatch, DownloadError
 from app.opening import MODELS

@@ -13,9 +13,10 @@ import torch
 from app.checkpoint import read_checkpoint
 from app.engine import Engine
 from app.errors import ArchitectureUnknown
+from app.exporter import create_body, export_graph
 from app.graphs import FOLDER, find_graph, shipped_graphs
 from app.head import read_head
-from app.learner import create_body, export_graph, rebuild
+from app.learner import rebuild
 from tests.conftest import ROOT, V1_CHECKPOINT
 
 

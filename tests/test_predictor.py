@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from app.errors import (
-    ArchitectureUnknown,
     BadOutput,
     CheckpointError,
     ClassesMismatch,
@@ -141,9 +140,11 @@ def test_a_class_list_out_of_order_is_warned_about(caplog: pytest.LogCaptureFixt
     assert "not in alphabetical order" in caplog.text
 
 
-def test_a_wrong_architecture_is_refused() -> None:
-    with pytest.raises(ArchitectureUnknown, match="is no resnet18"):
-        opened(bears_settings(architecture="resnet18"))
+def test_the_file_is_served_as_what_it_is_and_a_wrong_architecture_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert opened(bears_settings(architecture="resnet18")).card.architecture == "squeezenet1_1"
+    assert "architecture is resnet18, but the file is squeezenet1_1" in caplog.text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

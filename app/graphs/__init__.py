@@ -5,8 +5,9 @@ Knows which graph fits a checkpoint, by the names and shapes of its tensors. `le
 """
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +15,13 @@ import numpy.typing as npt
 
 from app.errors import ArchitectureUnknown
 
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
 FOLDER: Final = Path(__file__).parent
 COUNTER: Final = "num_batches_tracked"  # BatchNorm's, of no use after training
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,10 @@ class Graph:
     """A body without its weights.
 
     `weights` maps the state-dict names that the graph binds to their shapes; `unused` are names that the
-    architecture has and its graph does not need; `channels` is the C of the (N, C, h, w) feature map.
+    architecture has and its graph does not need; `channels` is the C of the (N, C, h, w) feature map, or of
+    the (N, C) features of a transformer. `side` is the one height and width it takes, None where it takes
+    any. `prefixes` maps the names that its library gives to its parts to those that fastai gives; `head` are
+    the steps of the library's own head, for `head.read_head`; both are empty where that is not served.
     """
 
     architecture: str
@@ -31,66 +40,94 @@ class Graph:
     weights: dict[str, tuple[int, ...]]
     unused: frozenset[str]
     channels: int
+    size: tuple[int, int] | None = None
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    head: tuple[str, ...] = ()
 
-    def misfits(self, arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
+    def misfits(self, arrays: Arrays) -> list[str]:
         """What keeps a checkpoint from being this architecture, one phrase a tensor; empty if it fits."""
-        found = {n: a.shape for n, a in arrays.items() if n.startswith("0.") and not n.endswith(COUNTER)}
+        return min(self._misfits(arrays), self._misfits(self._renamed(arrays)), key=len)
+
+    def rename(self, arrays: Arrays) -> dict[str, Array]:
+        """The same arrays with the body's under fastai's names, which they have already in a fastai file."""
+        return dict(arrays) if not self._misfits(arrays) else self._renamed(arrays)
+
+    def _misfits(self, arrays: Arrays) -> list[str]:
+        found = {name: array.shape for name, array in arrays.items() if not name.endswith(COUNTER)}
         missing = [f"{name} is missing" for name in self.weights if name not in found]
         other = [
             f"{name} is {found[name]}, expected {shape}"
             for name, shape in self.weights.items()
             if name in found and found[name] != shape
         ]
-        extra = [
-            f"{name} is not known" for name in found if name not in self.weights and name not in self.unused
-        ]
+        known = self.weights.keys() | self.unused
+        extra = [f"{name} is not known" for name in found if name not in known and not self._in_head(name)]
         return missing + other + extra
+
+    def _renamed(self, arrays: Arrays) -> dict[str, Array]:
+        """From the library's own names: the longest prefix decides."""
+        prefixes = sorted(self.prefixes, key=len, reverse=True)
+        names = {}
+        for name in arrays:
+            old = next((p for p in prefixes if name.startswith(p) and not self._in_head(name)), None)
+            names[name] = name if old is None else self.prefixes[old] + name.removeprefix(old)
+        return {names[name]: array for name, array in arrays.items()}
+
+    def _in_head(self, name: str) -> bool:
+        """Whether a name is one of fastai's head, or of the library's own."""
+        modules = [step.partition(" ")[2] for step in self.head]
+        return name.startswith("1.") or any(module and name.startswith(f"{module}.") for module in modules)
 
 
 def shipped_graphs(folder: Path = FOLDER) -> list[Graph]:
     """All graphs in a folder, by name."""
-    return [_read_graph(path) for path in sorted(folder.glob("*.json"))]
+    return [read_graph(path) for path in sorted(folder.glob("*.json"))]
 
 
-def _read_graph(path: Path) -> Graph:
+def read_graph(path: Path) -> Graph:
+    """The graph that a .json file describes; its .onnx file stands beside it."""
     description = json.loads(path.read_text())
     return Graph(
         architecture=description["architecture"],
-        path=path.with_suffix(".onnx"),
+        path=path.with_name(f"{description['architecture']}.onnx"),
         weights={name: tuple(shape) for name, shape in description["weights"].items()},
         unused=frozenset(description["unused"]),
         channels=description["channels"],
+        size=tuple(description["size"]) if description["size"] else None,
+        prefixes=description["prefixes"],
+        head=tuple(description["head"]),
     )
 
 
-def find_graph(arrays: Mapping[str, npt.NDArray[Any]], architecture: str = "") -> Graph:
-    """The graph that fits a checkpoint's tensors, or that of `architecture`, which must fit them too.
+def fitting_graphs(arrays: Arrays) -> list[Graph]:
+    """The shipped graphs whose names and shapes are those of a checkpoint."""
+    return [graph for graph in shipped_graphs() if not graph.misfits(arrays)]
+
+
+def find_graph(arrays: Arrays, architecture: str = "") -> Graph:
+    """The graph that fits a checkpoint's tensors; `architecture` chooses where several do.
 
     Raises ArchitectureUnknown, naming what was found and what to do.
     """
     graphs = {graph.architecture: graph for graph in shipped_graphs()}
-    if architecture:
-        if architecture not in graphs:
-            raise ArchitectureUnknown(
-                f"There is no graph of '{architecture}'; there are {', '.join(graphs)}. "
-                f"{how_to_export(architecture)}"
-            )
-        if misfits := graphs[architecture].misfits(arrays):
-            raise ArchitectureUnknown(
-                f"The file is no {architecture}: {_some(misfits)}. Correct the setting architecture, or take "
-                "it out: shipped architectures are recognised."
-            )
+    fitting = fitting_graphs(arrays)
+    names = [graph.architecture for graph in fitting]
+    if architecture in names:
         return graphs[architecture]
-    fitting = [graph for graph in graphs.values() if not graph.misfits(arrays)]
     if len(fitting) == 1:
+        if architecture:
+            logger.warning("architecture is %s, but the file is %s, which is served", architecture, *names)
         return fitting[0]
     if fitting:
-        names = " and ".join(graph.architecture for graph in fitting)
-        raise ArchitectureUnknown(f"The file fits {names} alike: say which in the setting architecture.")
-    nearest = min(graphs.values(), key=lambda graph: len(graph.misfits(arrays)))
+        raise ArchitectureUnknown(
+            f"The file fits {' and '.join(names)} alike: say in the setting architecture which of them you "
+            "trained."
+        )
+    nearest = graphs.get(architecture) or min(graphs.values(), key=lambda graph: len(graph.misfits(arrays)))
     raise ArchitectureUnknown(
-        f"The tensors in the file fit none of {', '.join(graphs)}; the nearest, {nearest.architecture}, "
-        f"differs: {_some(nearest.misfits(arrays))}. {how_to_export('ARCHITECTURE')}"
+        f"The tensors in the file fit none of the {len(graphs)} architectures that are shipped; the nearest, "
+        f"{nearest.architecture}, differs: {_some(nearest.misfits(arrays))}. "
+        f"{how_to_export(architecture or 'ARCHITECTURE')}"
     )
 
 

@@ -1,0 +1,310 @@
+"""What a whole saved learner knows beside its weights: the module tree, the classes, the transforms, the
+loss.
+
+Reads the records that `unpickler` makes of `learn.export()` (fastai v1 and v2) and of `torch.save(model)`.
+What it finds it says by the names of the settings. Knows nothing of files, and runs nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from app.errors import CheckpointError
+from app.unpickler import SAVE_AGAIN, Call, Global, Tensor
+
+Numbers = Callable[[Tensor], npt.NDArray[Any]]  # the array that a tensor describes
+
+MAX_MODULES: Final = 20_000  # a densenet201 has 700
+BILINEAR: Final = 2  # PIL.Image.Resampling
+# fastai's and torch's losses by what `predict` does with the outputs: the rest are no classifiers.
+SOFTMAX: Final = frozenset(
+    "CrossEntropyLossFlat CrossEntropyLoss LabelSmoothingCrossEntropyFlat LabelSmoothingCrossEntropy "
+    "FocalLossFlat FocalLoss cross_entropy".split()
+)
+SIGMOID: Final = frozenset(
+    "BCEWithLogitsLossFlat BCEWithLogitsLoss BCELossFlat BCELoss binary_cross_entropy_with_logits".split()
+)
+REGRESSION: Final = frozenset("MSELossFlat MSELoss L1LossFlat L1Loss mse_loss l1_loss".split())
+# v2 transforms that change no pixel of a photo at validation, or that are understood by themselves.
+NEUTRAL: Final = frozenset("ToTensor IntToFloatTensor Resize RandomResizedCrop Normalize".split())
+NONE: Final = (0.0, 0.0, 0.0)
+ONE: Final = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Export:
+    """A learner or model that was saved whole.
+
+    `writer` says by what; `module` is its network. `known` are settings that the file decides, by name.
+    `unserved` says in one phrase each what it does that is not reproduced here.
+    """
+
+    writer: str
+    module: Call
+    known: Mapping[str, Any]
+    unserved: tuple[str, ...] = ()
+
+
+def read_export(tree: Any, numbers: Numbers) -> Export | None:
+    """The export that the object of a pickle is; None for anything else, such as a state dict.
+
+    Raises CheckpointError for v1's `data.export`, which has no weights, and for learners of texts and tables.
+    """
+    match tree:
+        case Call() if is_module(tree):
+            return Export("torch.save(model)", tree, {})
+        case Call() if is_module(module := tree.get("model")):
+            return _fastai2(tree, module, numbers)
+        case {"model": Call() as module, "data": dict() as data} if is_module(module):
+            return _fastai1(tree, module, data, numbers)
+        case {"model": Call() as module} | {"net": Call() as module} if is_module(module):
+            return Export("torch.save of a dict with the model", module, {})
+        case {"x_cls": _, "y_proc": processors}:
+            names = ", ".join(_fastai1_classes(processors))
+            raise CheckpointError(
+                f"The file is a data.export of fastai v1: it holds the classes ({names[:200]}), but no "
+                "weights. Deploy what learn.export() writes, or learn.save('stage-2')."
+            )
+    return None
+
+
+def is_module(value: Any) -> bool:
+    """Whether it is the record of a torch.nn.Module."""
+    return isinstance(value, Call) and isinstance(value.get("_modules"), dict)
+
+
+def state_dict(module: Call) -> dict[str, Tensor]:
+    """The tensors of a module tree, by the names that torch's `state_dict()` gives them.
+
+    Raises CheckpointError for a tree that has no end, or shares its branches without measure.
+    """
+    tensors: dict[str, Tensor] = {}
+    waiting, count = [("", module)], 0
+    while waiting:
+        prefix, module = waiting.pop()
+        count += 1
+        if count > MAX_MODULES:
+            raise CheckpointError(f"The file holds over {MAX_MODULES:,} modules: damaged.")
+        passing = _values(module.get("_non_persistent_buffers_set"))
+        for kind in ("_parameters", "_buffers"):
+            entries = module.get(kind)
+            for name, value in entries.items() if isinstance(entries, dict) else ():
+                if isinstance(value, Tensor) and name not in passing:
+                    tensors[f"{prefix}{name}"] = value
+        children = module.get("_modules").items()
+        waiting += [(f"{prefix}{name}.", child) for name, child in reversed(children) if is_module(child)]
+    return tensors
+
+
+# --- fastai v2 ---------------------------------------------------------------------------------------------
+
+
+def _fastai2(learner: Call, module: Call, numbers: Numbers) -> Export:
+    """A v2 `Learner`: the transforms of its validation loader, the vocabulary, the loss."""
+    loaders = _values(_attribute(learner.get("dls"), "loaders"))
+    if not loaders or not isinstance(loaders[-1], Call):
+        return Export("fastai v2 learn.export", module, {}, ("it has no dataloaders",))
+    items = _transforms(loaders[-1].get("after_item"))
+    batches = _transforms(loaders[-1].get("after_batch"))
+    known: dict[str, Any] = {}
+    unserved = _fastai2_sizes(items, batches, known)
+    unserved += _statistics([t for t in batches if t.name == "Normalize"], known, numbers)
+    maps = _all(loaders[-1].get("dataset"), "CategoryMap")
+    vocabularies = {_names(found.get("items")) for found in maps if "items" in _state(found)}
+    if len(vocabularies) == 1:
+        (known["classes"],) = vocabularies
+    elif vocabularies:
+        unserved.append(f"it has {len(vocabularies)} targets with classes of their own")
+    if any(_all(loaders[-1].get("dataset"), "PILImageBW")):
+        unserved.append("its pictures are grey (PILImageBW)")
+    unserved += _loss(learner.get("loss_func"), known)
+    return Export("fastai v2 learn.export", module, known, tuple(unserved))
+
+
+def _transforms(pipeline: Any) -> list[Call]:
+    """The transforms of a Pipeline that run at validation, in order; those with split_idx 0 train only.
+
+    But where coordinates are transformed, split_idx says for which split it was used last: they run at both.
+    """
+    found = [transform for transform in _values(_attribute(pipeline, "fs")) if isinstance(transform, Call)]
+    return [t for t in found if t.get("split_idx") != 0 or "coord_fs" in _state(t)]
+
+
+def _fastai2_sizes(items: list[Call], batches: list[Call], known: dict[str, Any]) -> list[str]:
+    """Which pipeline of `preprocess` the transforms are, and its sizes."""
+    unserved = [
+        f"it uses {t.name}, which is not reproduced" for t in items + batches
+        if t.name not in NEUTRAL and "coord_fs" not in _state(t) and "space_fs" not in _state(t)
+    ]  # fmt: skip
+    final = [_pair(t.get("size")) for t in batches if "coord_fs" in _state(t) and t.get("size") is not None]
+    match [t for t in items if t.name in ("Resize", "RandomResizedCrop")], final:
+        case [Call() as resize], _ if resize.name == "Resize":
+            known["resize_method"], known["pad_mode"] = str(resize.get("method")), str(resize.get("pad_mode"))
+            known["pipeline"] = "presize" if final else "resize"
+            # fastai keeps the size of its Resize as (width, height)
+            known["presize" if final else "image_size"] = _pair(resize.get("size"))[::-1]
+            if final:
+                known["image_size"] = final[-1]
+            if _resampling(resize) != BILINEAR:
+                unserved.append("its Resize resamples otherwise than bilinearly")
+        case [Call() as crop], []:
+            known["pipeline"], known["image_size"] = "random_resized_crop", _pair(crop.get("size"))[::-1]
+            known["val_xtra"] = float(crop.get("val_xtra", 0.14))
+        case found, _:
+            names = " and ".join([t.name for t in found] + ["aug_transforms(size=...)"] * len(final))
+            unserved.append(f"its photos are sized by {names or 'no Resize at all'}")
+    return unserved
+
+
+def _resampling(resize: Call) -> Any:
+    """The Pillow filter of a Resize: `resamples` is (for the image, for the mask)."""
+    first = (_values(resize.get("resamples")) or [BILINEAR])[0]
+    return first.arguments[0] if isinstance(first, Call) and first.arguments else first
+
+
+# --- fastai v1 ---------------------------------------------------------------------------------------------
+
+
+def _fastai1(tree: Mapping[str, Any], module: Call, data: Mapping[str, Any], numbers: Numbers) -> Export:
+    """v1's `learn.export()` (1.0.50 basic_train.py:241): the model, and the state of the validation set."""
+    known: dict[str, Any] = {"pipeline": "fastai1"}
+    unserved: list[str] = []
+    if names := _fastai1_classes(data.get("y_proc")):
+        known["classes"] = names
+    arguments = data["tfmargs"] if isinstance(data.get("tfmargs"), dict) else {}
+    size, method = arguments.get("size"), arguments.get("resize_method")
+    if size is None:
+        unserved.append("it does not size its photos (no size= in its transform or databunch)")
+    else:
+        known["image_size"] = _pair(size)
+        # ResizeMethod is an IntEnum: CROP 1, PAD 2, SQUISH 3, NO 4; without one a pair of sides is squished
+        # to
+        chosen = method.arguments[0] if isinstance(method, Call) else 1 if isinstance(size, int) else 3
+        known["resize_method"] = {1: "crop", 2: "pad", 3: "squish"}.get(chosen, "no resizing")
+        if chosen not in (1, 3):
+            found = known.pop("resize_method")
+            unserved.append(f"it uses v1's resize_method {found}, which is not reproduced")
+        elif chosen == 1 and not any(_all(data.get("tfms"), "TfmCrop")):
+            unserved.append("its photos are not cropped to one size (no ds_tfms=get_transforms())")
+    given = [data["normalize"]] if isinstance(data.get("normalize"), dict) else []
+    unserved += _statistics([Call(Global("", "Normalize"), (), state) for state in given], known, numbers)
+    if str(data.get("y_cls", "")).endswith(".FloatList"):
+        unserved.append("it was trained for numbers, not for classes")
+    unserved += _loss(tree.get("loss_func"), known)
+    return Export("fastai v1 learn.export", module, known, tuple(unserved))
+
+
+def _fastai1_classes(processors: Any) -> tuple[str, ...]:
+    for processor in _values(processors) or [processors]:
+        if isinstance(processor, Call) and (names := _names(processor.get("classes"))):
+            return names
+    return ()
+
+
+# --- both --------------------------------------------------------------------------------------------------
+
+
+def _statistics(normalizes: list[Call], known: dict[str, Any], numbers: Numbers) -> list[str]:
+    """mean and std of the Normalize, or of none."""
+    if not normalizes:
+        known["mean"], known["std"] = NONE, ONE
+        return []
+    found = {name: normalizes[0].get(name) for name in ("mean", "std")}
+    for name, tensor in found.items():
+        values = numbers(tensor).ravel() if isinstance(tensor, Tensor) else np.empty(0)
+        if len(values) != 3 or len(normalizes) > 1:
+            return ["its Normalize is not one of three channels"]
+        known[name] = tuple(float(value) for value in values)
+    return []
+
+
+def _loss(loss: Any, known: dict[str, Any]) -> list[str]:
+    """Softmax or sigmoid. A loss that is not known leaves the choice to the settings."""
+    names = {x.name for x in (loss, _attribute(loss, "func")) if isinstance(x, Call | Global)}
+    if names & SIGMOID:
+        known["multi_label"] = True
+        if isinstance(threshold := _attribute(loss, "thresh"), float):
+            known["threshold"] = threshold
+    elif names & SOFTMAX:
+        known["multi_label"] = False
+    elif names & REGRESSION:
+        return ["it was trained for numbers, not for classes"]
+    return []
+
+
+def _all(root: Any, name: str) -> Iterator[Call]:
+    """Every object of a class that can be reached from `root`, and every mention of it: breadth first."""
+    seen, waiting = set(), [root]
+    for value in waiting:
+        if isinstance(value, Call | dict | list | tuple):
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+        match value:
+            case Call():
+                if value.name == name:
+                    yield value
+                waiting += [value.callee, value.state, *value.items, *value.arguments]
+            case Global() if value.name == name:
+                yield Call(value, ())
+            case dict():
+                waiting += value.values()
+            case list() | tuple():
+                waiting += value
+
+
+def _attribute(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Call) else None
+
+
+def _state(call: Call) -> Any:
+    return call.state if isinstance(call.state, dict) else {}
+
+
+def _values(value: Any) -> list[Any]:
+    """What a list, a tuple, fastcore's L, a set or an array of objects holds; empty for anything else."""
+    match value:
+        case list() | tuple():
+            return list(value)
+        case Call(callee=Global(name="L"), state={"items": inner}):
+            return _values(inner)
+        case Call(callee=Global(name="_reconstruct"), state=(_, _, dtype, _, data)):
+            return list(data) if isinstance(data, list) else _array(dtype, data)
+        case Call(callee=Global(name="set" | "fastuple" | "Size"), arguments=(inner, *_)):
+            return _values(inner)
+        case Call(items=items):
+            return list(items)
+    return []
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Class names as text: strings as they are, numbers as Python writes them."""
+    names = []
+    for item in _values(value):
+        if isinstance(item, Call) and item.name == "scalar" and len(item.arguments) == 2:
+            (item,) = _array(*item.arguments)
+        if not isinstance(item, str | int | float | bool):
+            raise CheckpointError(
+                f"The file has a class name that is neither text nor number ({type(item).__name__}); "
+                f"{SAVE_AGAIN}, and list the classes in the settings."
+            )
+        names.append(str(item))
+    return tuple(names)
+
+
+def _array(dtype: Any, data: Any) -> list[Any]:
+    """The Python values of a pickled numpy array or scalar."""
+    if not isinstance(dtype, Call) or not isinstance(data, bytes) or not isinstance(dtype.arguments[0], str):
+        raise CheckpointError(f"The file has an array in a form that is not understood; {SAVE_AGAIN}.")
+    return np.frombuffer(data, np.dtype(dtype.arguments[0])).tolist()  # type: ignore[no-any-return]
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    """(height, width) of a size: a side, or both."""
+    sides = [size] * 2 if isinstance(size, int) else _values(size)[:2]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise CheckpointError(f"The file says a size that is not understood; {SAVE_AGAIN}.")
+    return sides[0], sides[1]

@@ -1,0 +1,50 @@
+"""The table of formats and architectures in docs/checkpoints.md: `python -m tests.support` writes it anew."""
+
+from pathlib import Path
+
+from app.container import IMPOSTORS
+from app.graphs import Graph, shipped_graphs
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "checkpoints.md"
+MARK = "<!-- from here on generated from the code -->\n"
+
+
+def heads(graph: Graph) -> str:
+    """Whose heads are served behind a body."""
+    library = "timm" if "" in graph.prefixes else "torchvision"
+    return f"fastai, {library}" if graph.head else "fastai"
+
+
+def table() -> str:
+    """The generated part of the document."""
+    rows = [
+        "## Architectures\n",
+        "| architecture | features | picture | heads | graph |",
+        "|---|---|---|---|---|",
+    ]
+    graphs = shipped_graphs()
+    for graph in graphs:
+        size = f"{graph.size[0]} x {graph.size[1]}" if graph.size else "any size"
+        kilobytes = f"{graph.path.stat().st_size / 1000:.0f} kB"
+        rows.append(f"| `{graph.architecture}` | {graph.channels} | {size} | {heads(graph)} | {kilobytes} |")
+    signatures: dict[object, list[str]] = {}
+    for graph in graphs:
+        signatures.setdefault(tuple(graph.weights.items()), []).append(graph.architecture)
+    alike = [" and ".join(f"`{name}`" for name in names) for names in signatures.values() if len(names) > 1]
+    rows += ["", "These have the same names and shapes; the setting `architecture` says which one it is:", ""]
+    rows += [f"- {names}" for names in alike]
+    rows += ["", "## What is named and refused\n", "| begins with | is |", "|---|---|"]
+    rows += [
+        f"| `{signature!r}` | {found} |".replace("b'", "").replace("'`", "`")
+        for signature, found, _ in IMPOSTORS
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def document() -> str:
+    """The document, its table made anew."""
+    return DOCUMENT.read_text().partition(MARK)[0] + MARK + "\n" + table()
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document())
