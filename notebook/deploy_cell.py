@@ -23,6 +23,8 @@ def deploy(learn, photos=12, side=512):
             stats = [x.flatten().tolist() for x in (t.mean, t.std)]
         elif t.split_idx != 0 and not isinstance(t, (ToTensor, IntToFloatTensor)):
             raise NotImplementedError(f"fastai-now does not know how to repeat {t}: deploy without it")
+    if hasattr(learn.model[0], "needs_pool"):  # timm's, of which some have names and shapes alike
+        out["architecture"] = learn.model[0].model.default_cfg["architecture"]
     out |= {"mean": stats[0], "std": stats[1], "exif": "ignore"}  # fastai ignores EXIF
     if isinstance(learn.loss_func, BCEWithLogitsLossFlat):
         out |= {"multi_label": True, "threshold": learn.loss_func.thresh}

@@ -27,10 +27,16 @@ def tracked() -> list[str]:
     return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
 
 
-def test_the_tree_in_the_readme_is_the_tree() -> None:
-    block = re.search(r"```tree\n(.*?)```", README, re.S)
+def tree(document: str) -> list[str]:
+    """The lines of the tree in a document."""
+    block = re.search(r"```tree\n(.*?)```", document, re.S)
     assert block
-    lines = [line for line in block[1].splitlines() if line.strip()]
+    return block[1].splitlines()
+
+
+def test_the_trees_in_the_readme_and_of_the_house_are_the_tree() -> None:
+    lines = [line for line in tree(README) if not line.startswith("app/ ")]
+    lines += tree((ROOT / "docs" / "house.md").read_text())
     shown, folders = set(), []
     for line in lines:
         name, _, comment = line.strip().partition("  ")

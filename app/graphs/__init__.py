@@ -112,8 +112,9 @@ def find_graph(arrays: Arrays, architecture: str = "") -> Graph:
     graphs = {graph.architecture: graph for graph in shipped_graphs()}
     fitting = fitting_graphs(arrays)
     names = [graph.architecture for graph in fitting]
-    if architecture in names:
-        return graphs[architecture]
+    for name in (architecture, f"timm.{architecture}"):
+        if name in names:
+            return graphs[name]
     if len(fitting) == 1:
         if architecture:
             logger.warning("architecture is %s, but the file is %s, which is served", architecture, *names)
