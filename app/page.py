@@ -24,6 +24,7 @@ VIEW: Final = Path(__file__).parent / "view"
 DEMO_SAMPLES: Final = Path(__file__).parent / "samples"
 NAMED: Final = 12  # classes in the description: with a hundred, nobody reads them
 SHOWN: Final = 5  # classes in an answer before "show all"
+SURE: Final = 0.999  # as in app.js
 MAX_SAMPLES: Final = 6  # a row of them; each is 2 kB of the page
 THUMB: Final = 108  # px: 72 on a screen with one and a half pixels to each
 PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp")
@@ -173,10 +174,14 @@ def _thumb(file: Path) -> str:
 def _rows(scores: Sequence[Score]) -> str:
     """The rows of an answer, as app.js makes them."""
     return "".join(
-        f"<li><bdi>{html.escape(s.label)}</bdi><span>{s.score:.1%}</span>"
+        f"<li><bdi>{html.escape(s.label)}</bdi><span>{_percent(s.score)}</span>"
         f'<svg class="bar" aria-hidden="true"><rect width="{s.score:.1%}"/></svg></li>'
         for s in scores
     )
+
+
+def _percent(score: float) -> str:
+    return f"{score:.1%}" if score <= SURE else html.escape(f">{SURE:.1%}")  # nothing is certain
 
 
 def _card_html(card: ModelCard) -> str:

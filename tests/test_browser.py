@@ -375,7 +375,11 @@ def test_long_and_foreign_and_hostile_names_leave_the_page_in_shape(
     assert headline(page) in names
     assert {row.split("\n")[0] for row in page.locator("#scores li").all_inner_texts()} == set(names)
     assert page.title() == "</title><script>alert(1)</script>"
+    page.get_by_role("button", name="Why?").click()
+    page.locator("#reasons").wait_for()
     assert page.evaluate(NO_SCROLL)
+    left = {round(box["x"]) for box in (row.bounding_box() for row in page.locator("#scores bdi").all())}
+    assert len(left) == 1  # names that are written from right to left begin where the others do
 
 
 def test_a_hundred_classes_are_shown_when_asked_for(

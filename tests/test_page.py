@@ -110,6 +110,11 @@ def test_an_unsure_answer_without_javascript_says_so() -> None:
     assert "<title>Not sure" in page
 
 
+def test_no_answer_is_certain() -> None:
+    page = Pages(settings()).answer(prediction(("black", 0.99997), ("grizzly", 0.00003)))
+    assert "<span>&gt;99.9%</span>" in page and "<span>100" not in page and "0.0%" in page
+
+
 def test_the_demo_brings_its_samples_and_another_model_does_not(tmp_path: Path) -> None:
     assert len(Pages(load_settings(environment={})).samples) == 4
     assert Pages(settings()).samples == []
@@ -141,7 +146,7 @@ def test_every_code_of_a_refused_photo_has_its_words() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in requests and len(node.args) > 1:
                 codes.add(ast.literal_eval(node.args[1]))
     assert {"corrupt-image", "truncated-image", "empty-file", "model-loading", "overloaded"} <= codes
-    for_programs = {"unknown-label"}
+    for_programs = {"unknown-label", "not-an-image", "url-not-allowed", "fetch-failed", "fetch-timeout"}
     assert codes - for_programs - TEXTS["script"]["problems"].keys() == set()
 
 

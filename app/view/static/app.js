@@ -13,6 +13,7 @@ const SHRINK_OVER = 2_000_000; // bytes
 const SHORT_SIDE = 1024; // px after shrinking: more than any of the networks sees
 const QUALITY = 0.92; // of the JPEG: 18 times less data, pixels differ by 0.8 of 255 on average
 const SHOWN = 5; // classes before "show all"
+const SURE = 0.999;
 const SVG = "http://www.w3.org/2000/svg";
 const TYPES = ["jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"].map((name) => `image/${name}`);
 const AGAIN = ["unreachable", "slow", "offline", "internal", "overloaded", "queue-timeout", "model-loading",
@@ -22,7 +23,10 @@ const AGAIN = ["unreachable", "slow", "offline", "internal", "overloaded", "queu
 
 const fill = (text, values = {}) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 const number = (value, options) => new Intl.NumberFormat(document.documentElement.lang, options).format(value);
-const percent = (score) => number(score, { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
+const share = (value, digits = 0) => number(value, {
+  style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits,
+});
+const percent = (score) => (score > SURE ? `>${share(SURE, 1)}` : share(score, 1)); // nothing is certain
 const seconds = (milliseconds) => number(milliseconds / 1000, { maximumSignificantDigits: 2 });
 const size = (bytes) => (bytes < 1_000_000
   ? number(bytes / 1000, { style: "unit", unit: "kilobyte", maximumFractionDigits: 0 })
@@ -35,7 +39,7 @@ class Problem extends Error {
   }
 
   get words() {
-    const [title, advice] = texts.problems[this.code] ?? [texts.problems.internal[0], this.message];
+    const [title, advice] = texts.problems[this.code] ?? [texts.refused, this.message];
     return [title, fill(advice, { limit: number(maxBytes / 1_000_000) })];
   }
 }
@@ -56,13 +60,13 @@ function say(text) {
 }
 
 // What is being done, and how far: a share from 0 to 1, or null where it is not known.
-function step(text, share = null, hint = "") {
+function step(text, done = null, hint = "") {
   if (find("step").dataset.text !== text) say(text); // once, not at every percent
   find("step").dataset.text = text;
-  find("step").textContent = share === null ? `${text}…` : `${text}, ${number(share, { style: "percent" })}`;
+  find("step").textContent = done === null ? `${text}…` : `${text}, ${share(done)}`;
   find("step-hint").textContent = hint;
-  if (share === null) find("bar").removeAttribute("value");
-  else find("bar").value = share;
+  if (done === null) find("bar").removeAttribute("value");
+  else find("bar").value = done;
 }
 
 function showProblem(problem) {
@@ -83,14 +87,14 @@ function row({ label, score }) {
   const name = document.createElement("bdi"); // a name may be written from right to left
   const bar = document.createElementNS(SVG, "svg"); // a meter cannot be given its form in every browser
   const length = document.createElementNS(SVG, "rect");
-  const share = document.createElement("span");
+  const chance = document.createElement("span");
   name.textContent = label;
-  share.textContent = percent(score);
+  chance.textContent = percent(score);
   length.setAttribute("width", `${score * 100}%`);
   bar.classList.add("bar");
   bar.ariaHidden = "true"; // the number says the same
   bar.append(length);
-  item.append(name, share, bar);
+  item.append(name, chance, bar);
   return item;
 }
 
@@ -127,7 +131,7 @@ async function showReasons(label) {
   find("why").ariaBusy = null;
   if (signal.aborted || label !== find("why-class").value) return; // another photo, or another class by now
   const found = !(answer instanceof Problem) && answer.heatmap.flat().some((value) => value > 0);
-  const cropped = found && answer.region.some((share, i) => (i < 2 ? share > 0.001 : share < 0.999));
+  const cropped = found && Math.min(...answer.region.slice(2)) < 0.999;
   const meaning = fill(found ? texts.meaning : texts.nowhere, { label: `“${label}”` })
     + (cropped ? ` ${texts.cropped}` : "");
   find("meaning").textContent = answer instanceof Problem ? answer.words.join(". ") : meaning;
@@ -253,8 +257,8 @@ async function attempt() {
     job.upload ??= await prepare(job.photo);
     signal.throwIfAborted();
     const start = performance.now();
-    const answer = await post("/analyze", job.upload, signal, (share) => {
-      if (share < 1) step(texts.uploading, share);
+    const answer = await post("/analyze", job.upload, signal, (done) => {
+      if (done < 1) step(texts.uploading, done);
       else step(texts.thinking);
     });
     showAnswer(answer, performance.now() - start);
@@ -348,8 +352,8 @@ window.addEventListener("online", () => {
 });
 
 if (phase !== "ready") {
-  ready((text, share) => {
-    const known = share === null ? "…" : `, ${number(share, { style: "percent" })}`;
+  ready((text, done) => {
+    const known = done === null ? "…" : `, ${share(done)}`;
     find("opening").textContent = `${text}${known}. ${texts.startingIdle}`;
   }).catch(() => {}).then(() => { find("opening").textContent = ""; });
 }
