@@ -203,7 +203,7 @@ def _links(output: str) -> str:
         production = deployment.get("productionUrl")
         url = production or deployment["url"]
     except (ValueError, LookupError, AttributeError):
-        return f"It is online, but no link can be read from what Vercel printed: {output[:300]!r}"
+        return f"It is online, but no link can be read from what Vercel printed: {output.strip()[:300]!r}"
     lines = ["", url, f"curl -F file=@photo.jpg {url}/analyze"]
     if claim := deployment.get("claimUrl"):
         lines.append(f"It has no account yet, and ends after a while unless you claim it: {claim}")

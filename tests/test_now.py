@@ -120,6 +120,42 @@ def test_more_than_the_free_plan_takes_is_said_before_it_is_sent(tmp_path: Path)
     )
 
 
+@pytest.mark.parametrize(
+    ("prints", "code", "said"),
+    [
+        (
+            {
+                "status": "ok",
+                "deployment": {"url": "https://a.vercel.app", "claimUrl": "https://vercel.com/claim"},
+            },
+            0,
+            "/analyze\nIt has no account yet, and ends after a while unless you claim it: https:",
+        ),
+        (
+            {"url": "https://a.vercel.app", "productionUrl": None},
+            0,
+            "This is a preview: Vercel lets only you see it",
+        ),
+        ("all is well", 0, "no link can be read from what Vercel printed: '\"all is well\"'"),
+        ("", 7, "error: Vercel refused, for the reason above; docs/deploy.md"),
+    ],
+)
+def test_without_vercel_npx_brings_it_and_its_exit_code_is_ours(
+    tmp_path: Path, prints: object, code: int, said: str
+) -> None:
+    """A small program in the place of npx; the real command line is tried below."""
+    npx = tmp_path / "npx"
+    npx.write_text(
+        f"#!/bin/sh\necho \"$@\" > {tmp_path}/arguments\necho '{json.dumps(prints)}'\nexit {code}\n"
+    )
+    npx.chmod(0o755)
+    ended = run_app("now", "--prod", "--", "--temporary", **bears_environment(PATH=str(tmp_path)))
+    assert ended.returncode == code
+    assert said in ended.stdout + ended.stderr
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments == ["--yes", "vercel@latest", "deploy", "--yes", "--json", "--prod", "--temporary"]
+
+
 def test_fetch_opens_what_is_served_and_says_what_it_is() -> None:
     kept = set(MODELS.iterdir())
     with serving(lambda handler: send(handler, V1_CHECKPOINT.read_bytes())) as (url, asked):
@@ -142,7 +178,7 @@ def with_vercel() -> dict[str, str]:
     folder = CACHE / f"vercel-{VERCEL}"
     if not (folder / "node_modules/.bin/vercel").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        # a later sandbox than this is asked for, and not to be had
+        # the sandbox that it asks for by itself is not in every registry
         wanted = {"dependencies": {"vercel": VERCEL}, "overrides": {"sandbox": "4.5.0"}}
         (folder / "package.json").write_text(json.dumps(wanted))
         install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]

@@ -1,11 +1,14 @@
 """Settings: found where they are said, and refused in one sentence where they cannot be meant."""
 
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from app.errors import SettingsError
-from app.settings import DEMO, SETTINGS_FILE, load_settings
+from app.settings import DEMO, SETTINGS_FILE, Settings, as_toml, load_settings
 
 TWO_LINES = 'model_url = "https://example.org/stage-2.pth"\nclasses = ["cat", "dog"]\n'
 
@@ -125,3 +128,17 @@ def test_a_settings_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SettingsError, match="cannot be read"):
         load_settings(path, {})
+
+
+@hypothesis.given(
+    classes=strategies.lists(strategies.text(min_size=1), min_size=2, unique=True).map(tuple),
+    mean=strategies.tuples(*[strategies.floats(0, 1)] * 3),
+    multi_label=strategies.booleans(),
+    image_size=strategies.tuples(*[strategies.integers(32, 1024)] * 2),
+)
+def test_settings_written_as_toml_are_read_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, **values: Any
+) -> None:
+    written = Settings(model_url="https://example.org/\x7f.pth", **values)
+    path = write(tmp_path_factory.mktemp("written"), as_toml(written))
+    assert load_settings(path, {}) == written
