@@ -18,12 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from app.errors import ChecksumMismatch, DownloadError, StartupError
 from app.links import direct, host, is_url
-from app.transfer import LIMITS, Limits, Progress, transfer
+
+if TYPE_CHECKING:
+    from app.transfer import Limits, Progress
 
 # A living download changes its file more often: it is silent for 30 s at most, and waits 120 s between two
 # tries. Not by process id: containers that share a volume have the same ones. Not by a lock: network file
@@ -55,8 +57,8 @@ async def fetch(
     *,
     sha256: str = "",
     verify: Callable[[Path], Content],
-    progress: Progress,
-    limits: Limits = LIMITS,
+    progress: "Progress",
+    limits: "Limits | None" = None,
 ) -> Fetched[Content]:
     """The file at `location`, a link or a path, and what `verify` makes of it; what a link gives is kept in
     `folder`, or in a folder for temporary files where that cannot be written, and not downloaded twice.
@@ -98,8 +100,8 @@ async def _fetch_into(
     path: Path,
     url: str,
     check: Callable[[Path], Fetched[Content]],
-    progress: Progress,
-    limits: Limits,
+    progress: "Progress",
+    limits: "Limits | None",
 ) -> Fetched[Content]:
     """What is kept at `path` if it passes, else what `url` gives, kept there. Raises OSError where the disk
     cannot take it.
@@ -109,11 +111,14 @@ async def _fetch_into(
             return await asyncio.to_thread(check, path)
         except StartupError as error:
             logger.warning("the kept file is not used but downloaded again: %s", error)
+    # aiohttp is a fifth of the start: who has the file already needs none
+    from app.transfer import LIMITS, transfer
+
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        await transfer(url, temporary, progress, limits)
+        await transfer(url, temporary, progress, limits or LIMITS)
         await asyncio.to_thread(check, temporary)
         os.replace(temporary, path)
         return await asyncio.to_thread(check, path)  # read anew: Windows renames no file that is mapped

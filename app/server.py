@@ -24,7 +24,6 @@ from app.form import MAX_FIELD, MAX_PARTS, read_form
 from app.metrics import Metrics
 from app.page import VIEW, Pages
 from app.problem import wants_page
-from app.remote import AGENT, fetch_image, refused
 from app.service import STARTING_RETRY, Service
 from app.settings import Settings
 
@@ -207,6 +206,9 @@ async def read_photo(request: Request) -> bytes:
     limit = settings.max_upload_mb * 1_000_000
     data, url = await read_body(request)
     if url and data is None and settings.allow_url:
+        # off by default, and its aiohttp is a fifth of the start
+        from app.remote import AGENT, fetch_image, refused
+
         if AGENT in request.headers.get("via", ""):  # a link to this server that leads to this server
             raise refused()
         async with request.state.service.fetching:

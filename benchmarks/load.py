@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
-TIMEOUT = 40.0  # seconds: an answer that has not come by then is lost
+TIMEOUT = 120.0  # seconds: an answer that has not come by then is lost
 PATIENCE = 30.0  # seconds after an open loop in which no answer was quick again
 MAX_CONNECTIONS = 900  # of the open loop: below the usual limit of 1024 descriptors
 

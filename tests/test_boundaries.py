@@ -1,6 +1,8 @@
 """The house: which module may import which, and how large one may grow."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +87,14 @@ def test_a_foreign_package_has_one_keeper(package: str) -> None:
 @pytest.mark.parametrize("name", sorted(FLOOR))
 def test_a_module_fits_in_the_head(name: str) -> None:
     assert len(modules()[name].read_text().splitlines()) <= 350
+
+
+def test_the_server_starts_without_what_it_may_not_need() -> None:
+    # a fifth of the start for aiohttp, seconds and hundreds of megabytes for the others
+    unwanted = {"aiohttp", "fastai", "onnx", "timm", "torch", "torchvision"}
+    found = f"import sys, app.process; print(*sorted({unwanted} & sys.modules.keys()))"
+    run = subprocess.run([sys.executable, "-c", found], cwd=ROOT, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("\n", "")
 
 
 def test_nothing_asserts_against_users() -> None:
