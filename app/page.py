@@ -52,12 +52,13 @@ class Pages:
             "turns": self._settings.exif == "turn",
             "texts": self._script_words,
         }
+        script = json.dumps(data, ensure_ascii=False).replace(
+            "<", "\\u003c"
+        )  # nothing in it ends the element
         return self._fill(
             "index",
             {"ground_light": GROUNDS["light"], "ground_dark": GROUNDS["dark"]},
-            data=json.dumps(data, ensure_ascii=False).replace(
-                "<", "\\u003c"
-            ),  # nothing in it ends the script
+            data=script,
             preview_tags=self._preview_tags(),
             samples=self._sample_row,
         )

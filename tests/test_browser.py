@@ -267,8 +267,9 @@ def test_a_server_that_is_gone_can_be_tried_again_with_one_tap(
     choose(page, SAMPLES / "hat.jpg")
     page.get_by_role("heading", name="The server cannot be reached").wait_for()
     page.unroute("**/analyze")
-    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Try again").press("Enter")
     assert headline(page) == "hat"
+    assert page.evaluate("document.activeElement.id") == "file"  # the button has gone, the focus has not
 
 
 def test_a_second_photo_takes_the_place_of_one_that_is_under_way(
