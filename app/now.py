@@ -22,7 +22,7 @@ from app.links import is_url
 from app.metrics import Metrics
 from app.opening import Report, open_predictor
 from app.predictor import ModelCard
-from app.settings import SETTINGS_FILE, Settings, as_toml, load_settings
+from app.settings import PLACES, SETTINGS_FILE, Settings, as_toml, load_settings
 
 APP: Final = SETTINGS_FILE.parent
 ROOT: Final = APP.parent
@@ -104,7 +104,7 @@ def now(
 def stage(settings: Settings, folder: Path) -> None:
     """Write all that the image is built of into the new `folder`, and how it is run as vercel.json.
 
-    A checkpoint or proof that is a file of this machine goes along, wherever it is kept.
+    What the settings name on this machine goes along, wherever it is kept: checkpoint, proof, samples.
     """
     folder.mkdir()
     for name in BESIDE_APP:
@@ -120,14 +120,28 @@ def stage(settings: Settings, folder: Path) -> None:
             shutil.copy2(graph, models)
             shutil.copy2(graph.with_suffix(".json"), models)
     places: dict[str, Any] = {}
-    for setting in ("model_url", "proof_url"):
+    for setting in PLACES:
         location = getattr(settings, setting)
         if location and not is_url(location):
-            places[setting] = f"models/{Path(location).name}"
-            shutil.copy2(location, models)
+            places[setting] = _carry(Path(location).resolve(), folder / "app")
     staged = dataclasses.replace(settings, **places)
     (folder / "app" / SETTINGS_FILE.name).write_text(as_toml(staged), "utf-8")
     shutil.copy2(ROOT / "now.json", folder / "vercel.json")
+
+
+def _carry(source: Path, app: Path) -> str:
+    """Copy a file or folder that a setting names into the staged `app`; its path there, for the settings.
+
+    What is inside of app/ keeps its place; for the rest there is a folder that holds nothing else.
+    """
+    inside = source.relative_to(APP.resolve()) if source.is_relative_to(APP.resolve()) else None
+    target = app / (inside or Path("models", "own", source.name))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copy2(source, target)
+    return target.relative_to(app).as_posix()
 
 
 def _application() -> Iterator[Path]:

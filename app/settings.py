@@ -119,6 +119,7 @@ class Settings:
 
 
 SIDES: Final = ("image_size", "presize")
+PLACES: Final = ("model_url", "proof_url", "samples")  # links or paths
 HINTS: Final = {
     name: hint
     for name, hint in typing.get_type_hints(Settings, include_extras=True).items()
@@ -194,7 +195,7 @@ def _square(values: dict[str, Any]) -> dict[str, Any]:
 
 def _place(values: dict[str, Any], folder: Path) -> None:
     """Make paths absolute: they are meant relative to the folder of what says them."""
-    for name in ("model_url", "proof_url", "samples"):
+    for name in PLACES:
         url = values.get(name)
         if isinstance(url, str) and url and not is_url(url):
             values[name] = str(folder / url)

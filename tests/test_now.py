@@ -14,7 +14,7 @@ import torch
 
 from app.now import stage
 from app.settings import load_settings
-from tests.conftest import BEARS, ROOT, V1_CHECKPOINT, bears_environment, run_app
+from tests.conftest import BEARS, IMAGES, ROOT, V1_CHECKPOINT, bears_environment, run_app
 from tests.containers import CACHE
 from tests.http_server import send, serving
 from tests.test_docs import tracked
@@ -23,7 +23,8 @@ from tests.vercel_api import TOKEN, vercel_api
 VERCEL = "64.0.2"
 MODELS = ROOT / "app" / "models"
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
-TOML_BEARS = 'model_url = "models/stage-2.pth"\nclasses = ["black", "grizzly", "teddys"]\n'
+OWN = "app/models/own/stage-2.pth"  # where what is kept outside of app/ comes
+TOML_BEARS = 'model_url = "models/own/stage-2.pth"\nclasses = ["black", "grizzly", "teddys"]\n'
 
 
 def files_of(folder: Path) -> set[str]:
@@ -59,16 +60,20 @@ def test_the_staged_project_serves_what_was_tried(tmp_path: Path) -> None:
     assert run_app(*command).stdout == run_app("predict", photo, "--json", **environment).stdout != ""
 
 
-def test_a_checkpoint_and_a_proof_of_this_machine_go_along(tmp_path: Path) -> None:
+def test_what_the_settings_name_on_this_machine_goes_along(tmp_path: Path) -> None:
     proof = tmp_path / "proof.json"
     proof.write_text("{}")
-    environment = bears_environment(APP_PROOF_URL=str(proof))
+    samples = tmp_path / "bears"
+    samples.mkdir()
+    shutil.copy(IMAGES[0], samples)
+    environment = bears_environment(APP_PROOF_URL=str(proof), APP_SAMPLES=str(samples))
     stage(load_settings(environment=environment), tmp_path / "staged")
-    models = tmp_path / "staged/app/models"
-    assert files_of(models) == {"stage-2.pth", "proof.json"}
-    assert (models / "stage-2.pth").read_bytes() == V1_CHECKPOINT.read_bytes()
+    own = tmp_path / "staged/app/models/own"
+    assert files_of(own) == {"stage-2.pth", "proof.json", f"bears/{IMAGES[0].name}"}
+    assert (own / "stage-2.pth").read_bytes() == V1_CHECKPOINT.read_bytes()
     staged = load_settings(tmp_path / "staged/app/settings.toml", {})
-    assert (staged.model_url, staged.proof_url) == (str(models / "stage-2.pth"), str(models / "proof.json"))
+    assert (staged.model_url, staged.proof_url) == (str(own / "stage-2.pth"), str(own / "proof.json"))
+    assert staged.samples == str(own / "bears")
     assert staged.classes == BEARS
 
 
@@ -86,7 +91,7 @@ def test_a_dry_run_shows_the_files_and_settings_and_needs_no_command_line_of_ver
     ended = run_app("now", "--dry-run", "--name", "My Bears", **bears_environment(PATH=str(tmp_path)))
     assert ended.returncode == 0, ended.stderr
     shown = set(re.findall(r"^ *[\d,]+  (\S+)$", ended.stdout, re.M))
-    assert shown == intended()
+    assert shown == (intended() - {"app/models/stage-2.pth"}) | {OWN}
     assert "as the project my-bears" in ended.stdout
     assert '"framework": "container"' in ended.stdout
     assert TOML_BEARS in ended.stdout
@@ -211,11 +216,11 @@ def test_vercel_gets_the_intended_files_a_container_and_a_port(with_vercel: dict
         )
         assert ended.returncode == 0, ended.stderr
         sources = vercel.sources()
-        assert sources.keys() == intended()
-        for name in sources.keys() - {"app/settings.toml", "app/models/stage-2.pth", "vercel.json"}:
+        assert sources.keys() == (intended() - {"app/models/stage-2.pth"}) | {OWN}
+        for name in sources.keys() - {"app/settings.toml", OWN, "vercel.json"}:
             assert sources[name] == (ROOT / name).read_bytes()
-        assert sources["app/models/stage-2.pth"] == V1_CHECKPOINT.read_bytes()
-        assert sources["app/settings.toml"].decode() == TOML_BEARS
+        assert sources[OWN] == V1_CHECKPOINT.read_bytes()
+        assert sources["app/settings.toml"].decode().startswith(TOML_BEARS)
         assert not any(b"hunter2" in source or TOKEN.encode() in source for source in sources.values())
         assert vercel.deployment["projectSettings"]["framework"] == "container"
         assert vercel.deployment["env"] == {"PORT": "8080", "APP_MAX_UPLOAD_MB": "4"}
