@@ -26,6 +26,7 @@ class Waiting(NamedTuple, Generic[Result]):
     item: Any
     deadline: float
     answer: "asyncio.Future[Result]"
+    since: float
 
 
 class Batcher(Generic[Result]):
@@ -35,10 +36,12 @@ class Batcher(Generic[Result]):
         self,
         run: Callable[[Sequence[Any]], Sequence[Result]],
         on_batch: Callable[[int], None] = lambda size: None,
+        on_wait: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """`on_batch` hears the size of each batch."""
+        """`on_batch` hears the size of each batch, `on_wait` how long each item of it has waited."""
         self._run = run
         self._on_batch = on_batch
+        self._on_wait = on_wait
         self._waiting: deque[Waiting[Result]] = deque()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._worker: asyncio.Task[None] | None = None
@@ -50,7 +53,7 @@ class Batcher(Generic[Result]):
         `deadline` (in the time of time.monotonic) has passed: it raises Unavailable.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Waiting(item, deadline, future))
+        self._waiting.append(Waiting(item, deadline, future, time.monotonic()))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
@@ -77,9 +80,11 @@ class Batcher(Generic[Result]):
             each = self._waiting.popleft()
             if each.answer.done():  # the client has gone
                 continue
-            if time.monotonic() > each.deadline:
+            now = time.monotonic()
+            if now > each.deadline:
                 each.answer.set_exception(too_late())
             else:
+                self._on_wait(now - each.since)
                 batch.append(each)
         return batch
 

@@ -177,6 +177,8 @@ def problem(
 
 async def failed_request(request: Request, error: RequestError) -> Response:
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"  # RFC 9110, 15.5.2
     return problem(request, error.status, error.code, str(error), headers)
 
 

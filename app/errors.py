@@ -15,10 +15,12 @@
     |  `- DeployError                Vercel's command line refused; its exit code is ours
     `- RequestError                  one request failed: a status, a code from a closed set, a sentence
        |- BadRequest 400             `code`: empty-file, no-file, too-many-files, malformed-multipart, ...
+       |- Unauthorised 401           no key, or none that fits
        |- PayloadTooLarge 413
        |- UnsupportedMedia 415       `code`: unsupported-media-type, unrecognised-image, format-not-allowed
        |- BadImage 422               `code`: image-too-large, truncated-image, corrupt-image
        |- UrlRefused 422             no image is fetched from there
+       |- TooManyRequests 429        `code`: rate-limited; with `retry_after`
        |- BadOutput 500
        |- NotExplained 501             there is no heat map of this network
        |- FetchFailed 502            the link gave no image
@@ -110,6 +112,20 @@ class BadRequest(RequestError):
 
     status = 400
     code = "bad-request"
+
+
+class Unauthorised(RequestError):
+    """The request has no key, or none that fits."""
+
+    status = 401
+    code = "unauthorised"
+
+
+class TooManyRequests(RequestError):
+    """This client asks too often: `retry_after` says after how many seconds to try again."""
+
+    status = 429
+    code = "rate-limited"
 
 
 class PayloadTooLarge(RequestError):

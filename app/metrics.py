@@ -1,6 +1,6 @@
 """What the server counts and times, in Prometheus' form."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
@@ -21,6 +21,8 @@ class Metrics:
             "batch_size", "Photos computed together", registry=self._registry, buckets=(1, 2, 3, 4)
         )
         self.inside = Gauge("inside", "Photos that wait or are looked at", registry=self._registry)
+
+        self.model = Info("model", "What is being served", registry=self._registry)
 
     def text(self) -> bytes:
         """All of them in the text exposition format."""

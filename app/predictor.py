@@ -5,11 +5,11 @@ The server and the command line await the same method. Knows nothing of HTTP, no
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +92,13 @@ class Predictor:
         self._prepare = prepare
         exact = settings.exact or settings.engine == "fastai"  # which is the reference
         self._decoder = Decoder(settings.exif, None if exact else card.preprocess.least)
-        self._batcher = Batcher(run, metrics.batches.observe)
+        stage = metrics.seconds.labels
+
+        def timed(items: Sequence[Any]) -> Sequence[Answer]:
+            with stage("engine").time():
+                return run(items)
+
+        self._batcher = Batcher(timed, metrics.batches.observe, stage("queue").observe)
         self._admission = Admission()
         self._metrics = metrics
         metrics.inside.set_function(lambda: self._admission.inside)
@@ -108,8 +114,7 @@ class Predictor:
         """
         with self._metrics.seconds.labels("decode").time():
             item = await self._decoder.apply(self._prepare, data, deadline)
-        with self._metrics.seconds.labels("engine").time():
-            answer = await self._batcher.submit(item, deadline)
+        answer = await self._batcher.submit(item, deadline)
         return self._prediction(answer)
 
     async def explain(self, data: bytes, deadline: float = math.inf, label: str = "") -> Explanation:

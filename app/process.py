@@ -1,12 +1,16 @@
 """The serving process: its log, its signals, its descriptors, and uvicorn in the middle of it."""
 
+import asyncio
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import signal
+import socket
+from collections.abc import Sequence
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -24,6 +28,8 @@ LARGE_BLOCK: Final = (
 )
 GRACE: Final = 30  # seconds for what is under way when the end is asked for: hosts kill after 10 to 30
 
+SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # for which asyncio waits a second
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +44,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
             failures.append(error)
             server.should_exit = True
 
-        server = _Server(_config(create_app(settings, stop), host, port))
+        server = _Server(_config(create_app(settings, stop), host, port, settings.trusted_proxies))
         # uvicorn drains on SIGTERM and then raises it once more: what was asked for is done, and that is
         # exit code 0
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -57,7 +63,7 @@ def _return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
-def _config(app: Starlette, host: str, port: int) -> uvicorn.Config:
+def _config(app: Starlette, host: str, port: int, trusted_proxies: Sequence[str]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=host,
@@ -68,7 +74,8 @@ def _config(app: Starlette, host: str, port: int) -> uvicorn.Config:
         log_config=None,
         access_log=False,  # the application writes one line a request itself
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(trusted_proxies),  # of nobody else: whoever is asked for X-Forwarded-For may lie
+        forwarded_allow_ips=list(trusted_proxies),
         backlog=min(
             1024, descriptors() // 4
         ),  # as many may be accepted before the bound on them is looked at
@@ -83,3 +90,21 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             os._exit(128 + sig)
         super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(_one_line)
+        await super().startup(sockets)
+
+
+def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio says when a connection cannot be accepted, without the traceback: it tries again."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+    ):
+        logger.warning("connections have to wait: %s", error.strerror)
+    else:
+        loop.default_exception_handler(context)

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,8 +20,9 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from app.access import SESSION_SECONDS
 from app.edge import Edge, failed_request, failed_route, too_large
-from app.errors import BadRequest, RequestError, StartupError, UnsupportedMedia
+from app.errors import BadRequest, RequestError, StartupError, TooManyRequests, Unauthorised, UnsupportedMedia
 from app.form import MAX_FIELD, MAX_PARTS, read_form
 from app.metrics import Metrics
 from app.page import VIEW, Pages
@@ -31,6 +34,7 @@ Answer = TypeVar("Answer")
 
 FRESH: Final = {"cache-control": "no-cache"}  # asked for again each time: settings and phases change
 VARIES: Final = {"vary": "Accept"}
+SESSION: Final = "session"  # the cookie
 FORM_OVERHEAD: Final = 64 * 1024  # what a multipart body may have around the file: boundaries, other fields
 MAX_UPLOADING: Final = 64_000_000  # bytes of all uploads together, in memory: twenty as phones send them
 
@@ -64,7 +68,7 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/model", model),
-            Route("/metrics", metrics_text),
+            *([Route("/metrics", metrics_text)] if settings.metrics else []),
             Route("/static/style.css", stylesheet, middleware=packed),
             Mount("/static", FreshFiles(directory=VIEW / "static"), middleware=packed),
         ],
@@ -107,7 +111,18 @@ def max_body(settings: Settings) -> int:
 
 async def page(request: Request) -> Response:
     """GET /: the upload page."""
-    return HTMLResponse(request.state.pages.index(request.state.service.phase), headers=FRESH)
+    service = request.state.service
+    response = HTMLResponse(request.state.pages.index(service.phase), headers=FRESH)
+    if service.keys:  # programs need a key, the page does not: it shows that it was loaded from here
+        response.set_cookie(
+            SESSION,
+            service.keys.session(time.time()),
+            max_age=SESSION_SECONDS,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+    return response
 
 
 async def api_page(request: Request) -> Response:
@@ -153,6 +168,7 @@ async def explain(request: Request) -> Response:
 
 async def answered(request: Request, ask: Callable[[bytes, float], Coroutine[Any, Any, Answer]]) -> Answer:
     """What `ask` says of the photo in a request; cancelled if the client leaves. Raises RequestError."""
+    admit(request)
     predictor = request.state.service.predictor  # or 503, before anything is read
     data = await read_photo(request)  # before the slot: a slow upload keeps nobody else out
     with predictor.slot() as deadline:
@@ -167,6 +183,24 @@ async def answered(request: Request, ask: Callable[[bytes, float], Coroutine[Any
         finally:
             answer.cancel()
             leaving.cancel()
+
+
+def admit(request: Request) -> None:
+    """Raises TooManyRequests, Unauthorised."""
+    service = request.state.service
+    client = request.client.host if request.client else ""
+    if wait := service.pace.wait(client, time.monotonic()):
+        limit = service.settings.rate_limit
+        raise TooManyRequests(
+            f"Each client may ask {limit} times a minute; wait a little.", retry_after=math.ceil(wait)
+        )
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    session = request.cookies.get(SESSION, "")
+    if service.keys and not (service.keys.fit(given) or service.keys.takes(session, time.time())):
+        raise Unauthorised(
+            "A key is needed, as `Authorization: Bearer KEY` or `X-API-Key: KEY`. On the page: load it anew."
+        )
 
 
 async def healthz(request: Request) -> Response:

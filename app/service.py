@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from app.access import Keys, Pace
 from app.errors import StartupError, Unavailable
 from app.logs import log_progress
 from app.metrics import Metrics
@@ -28,6 +29,8 @@ class Service:
         self.settings = settings
         self.metrics = metrics
         self._on_failure = on_failure
+        self.keys = Keys(settings.api_keys)
+        self.pace = Pace(settings.rate_limit)
         self.fetching = asyncio.Semaphore(MAX_FETCHING)
         self._predictor: Predictor | None = None
         self.phase = "starting"
@@ -81,6 +84,8 @@ class Service:
                 )
             self._on_failure(error)
         else:
+            card = self._predictor.card
+            self.metrics.model.info({"architecture": card.architecture, "sha256": card.sha256})
             self.report("ready", 100)
             logger.info("ready after %.2f s", time.monotonic() - start)
 

@@ -3,6 +3,7 @@ checked.
 """
 
 import difflib
+import ipaddress
 import json
 import math
 import os
@@ -86,6 +87,18 @@ class Settings:
     unfamiliar_below: Annotated[
         float, Meta(ge=0, le=1, description="a photo less like those of the proof is unsure; needs proof_url")
     ] = 0.0
+    api_keys: Annotated[
+        tuple[Annotated[str, Meta(min_length=16)], ...],
+        Meta(description="programs need one of these to ask; the page does not"),
+    ] = ()
+    rate_limit: Annotated[
+        int, Meta(ge=0, le=100_000, description="requests a minute for each client; 0: no limit")
+    ] = 0
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Meta(description="addresses or networks of proxies whose X-Forwarded-For and -Proto are believed"),
+    ] = ()
+    metrics: Annotated[bool, Meta(description="answer GET /metrics")] = True
     allow_url: Annotated[
         bool, Meta(description="fetch images by their links: GET /analyze?url= and a field url")
     ] = False
@@ -222,6 +235,13 @@ def _check(settings: Settings) -> None:
                 f"The class '{name}' is listed twice; each class is listed once, in notebook order."
             )
         seen.add(name)
+    for network in settings.trusted_proxies:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            raise SettingsError(
+                f"trusted_proxies has {network!r}; an address or a network was expected, such as 10.0.0.0/8."
+            ) from None
     if settings.unfamiliar_below and not settings.proof_url:
         raise SettingsError(
             f"unfamiliar_below is {settings.unfamiliar_below}, but there is no proof_url whose photos a "

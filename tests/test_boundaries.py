@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 APP = ROOT / "app"
 FLOORS = (  # lowest first
-    ("colours", "cores", "errors", "layers", "logs", "metrics", "problem", "trust", "wire"),
+    ("access", "colours", "cores", "errors", "layers", "logs", "metrics", "problem", "trust", "wire"),
     ("limits", "links", "unpickler"),
     ("container", "export", "picture"),
     ("checkpoint", "form", "preprocess", "remote", "transfer"),

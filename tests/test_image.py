@@ -80,6 +80,7 @@ def test_the_image_is_small_and_holds_what_serves_and_nothing_else(demo: str) ->
     assert not packages & {"torch", "fastai", "timm", "onnx", "pytest"}
 
 
+@pytest.mark.fault("P04")
 def test_it_runs_for_a_user_without_rights_on_a_read_only_root_in_512_mb(demo: str) -> None:
     with running(demo) as container:
         container.wait_for("ready after")

@@ -1,63 +1,73 @@
-"""The log: what a terminal shows, and what stays."""
+"""The log: one line a record, whatever is in it; as text and as JSON."""
 
-import os
-import re
-import subprocess
-import sys
-import threading
+import io
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
+import requests
 
-from app.download import cache_path
-from app.logs import progress_bar
-from app.opening import MODELS
-from tests.conftest import ROOT, SECONDS, V1_CHECKPOINT, bears_environment
-from tests.http_server import Handler, send, serving
+from app.logs import JsonFormatter, TextFormatter, Writer
+from tests.conftest import SECONDS, ServerProcess, bears_environment
 
-
-@pytest.mark.parametrize(
-    ("percent", "received", "line"),
-    [
-        (50, 500, "downloading [############             ] 50 %"),
-        (None, 12_345_678, "downloading, 12 MB"),
-        (None, None, "downloading"),
-    ],
-)
-def test_a_bar_says_how_far_it_has_come(percent: int | None, received: int | None, line: str) -> None:
-    assert progress_bar("downloading", percent, received) == line
+HOSTILE = "a\nINFO forged \x1b[31m\r\0\u2028\x9b é ✓"
 
 
-def test_a_terminal_shows_a_bar_which_the_next_line_overwrites() -> None:
-    content = V1_CHECKPOINT.read_bytes()
-    seen = threading.Event()
+def record(message: str, *values: object) -> logging.LogRecord:
+    return logging.LogRecord("app", logging.INFO, "", 1, message, values, None)
 
-    def answer(handler: Handler) -> None:
-        send(handler, content[: len(content) // 2], length=len(content))
-        seen.wait(SECONDS)
-        handler.wfile.write(content[len(content) // 2 :])
 
-    terminal, stderr = os.openpty()
-    with serving(answer) as (url, _):
-        link = f"{url}/stage-2.pth"
-        process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--port", "0"],
-            cwd=ROOT,
-            env={**os.environ, **bears_environment(APP_MODEL_URL=link)},
-            stderr=stderr,
-        )
-        os.close(stderr)
-        shown = ""
-        try:
-            while "ready after" not in shown:
-                shown += os.read(terminal, 4096).decode()
-                if "] 49 %" in shown:
-                    seen.set()
-        finally:
-            seen.set()
-            process.terminate()
-            process.wait(SECONDS)
-            os.close(terminal)
-            cache_path(link, MODELS).unlink(missing_ok=True)
-    assert "\r\x1b[Kdownloading [############             ] 49 %" in shown
-    for line in shown.split("\n")[:-1]:
-        assert re.match(r"\d{4}-\d\d-\d\d .* INFO ", line.rpartition("\x1b[K")[2])  # what stays of it
+@pytest.mark.fault("H06")
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+def test_a_record_is_one_line_without_control_characters(formatter: logging.Formatter) -> None:
+    line = formatter.format(record("sent: %s", HOSTILE))
+    assert not [c for c in line if ord(c) < 32 or 0x7F <= ord(c) < 0xA0]
+    assert len(line.splitlines()) == 1
+
+
+def test_every_line_of_a_server_is_json_if_it_is_told_so(start_server: Callable[..., ServerProcess]) -> None:
+    server = start_server(**bears_environment(APP_LOG_FORMAT="json"))
+    server.wait_for("ready after")
+    answer = requests.get(f"{server.url}/nowhere?x=1", timeout=SECONDS)
+    server.wait_for(answer.headers["x-request-id"])
+    lines = [json.loads(line) for line in server.lines]
+    last = lines[-1]
+    assert (last["method"], last["path"], last["status"], last["code"]) == (
+        "GET",
+        "/nowhere",
+        404,
+        "not-found",
+    )
+    assert last["request_id"] == answer.headers["x-request-id"]
+    assert 0 <= last["seconds"] < 5
+    for line in lines:
+        age = datetime.now(UTC) - datetime.fromisoformat(line["time"])
+        assert 0 <= age.total_seconds() < 60
+        assert {"level", "logger", "message"} <= line.keys()
+
+
+def test_a_traceback_is_part_of_its_json_line() -> None:
+    try:
+        raise ZeroDivisionError("no\nnumber")
+    except ZeroDivisionError as error:
+        entry = record("failed")
+        entry.exc_info = (type(error), error, error.__traceback__)
+    line = JsonFormatter().format(entry)
+    assert "\n" not in line
+    assert "ZeroDivisionError" in json.loads(line)["traceback"]
+
+
+def test_a_closed_stream_is_no_matter() -> None:
+    stream = io.StringIO()
+    writer = Writer(stream)
+    writer.setFormatter(TextFormatter())
+    writer.emit(record("first"))
+    writer.close()
+    assert "first" in stream.getvalue()
+    stream.close()
+    late = Writer(stream)
+    late.setFormatter(TextFormatter())
+    late.emit(record("nobody hears this"))
+    late.close()
