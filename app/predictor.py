@@ -124,8 +124,8 @@ class Predictor:
         """
         if self._explainer is None:
             raise NotExplained(
-                'There are no heat maps with engine = "fastai"; engine = "auto" has them. '
-                "POST /analyze answers as usual."
+                'There are no heat maps with engine = "fastai", nor of a whole ONNX network; a checkpoint '
+                'with engine = "auto" has them. POST /analyze answers as usual.'
             )
         explainer = self._explainer
         return await self._decoder.apply(lambda image: explainer(image, label), data, deadline)
