@@ -1,5 +1,9 @@
 """The numpy head against the modules it is read from."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +12,7 @@ import torch
 
 from app.errors import CheckpointError
 from app.head import read_head, softmax
+from tests.conftest import ROOT
 
 CHANNELS = 48
 VARIANTS: list[dict[str, Any]] = [
@@ -108,3 +113,16 @@ def test_a_head_for_another_body_is_refused(vision: Any) -> None:
 def test_softmax_is_torchs_even_where_exponentials_overflow() -> None:
     logits = np.array([[1000.0, 999.0, -1000.0], [0.1, 0.2, 0.3]], np.float32)
     np.testing.assert_allclose(softmax(logits), torch.tensor(logits).softmax(1).numpy(), rtol=1e-6)
+
+
+def test_numpy_starts_no_threads_of_its_own() -> None:
+    tasks = Path("/proc/self/task")
+    if not tasks.exists():
+        pytest.skip("the threads of a process cannot be counted here")
+    product = "import os, app.head, numpy; a = numpy.ones((999, 999)); a @ a"
+    code = f"{product}; print(len(os.listdir('/proc/self/task')))"
+    environment = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert (run.stdout, run.stderr) == ("1\n", "")
