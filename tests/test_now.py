@@ -118,7 +118,7 @@ def test_what_would_not_run_there_is_not_sent(environment: dict[str, str], sente
 def test_more_than_the_free_plan_takes_is_said_before_it_is_sent(tmp_path: Path) -> None:
     heavy = tmp_path / "stage-2.pth"
     saved = torch.load(V1_CHECKPOINT, weights_only=False)
-    torch.save(saved | {"opt": torch.zeros(25_000_000)}, heavy)
+    torch.save({"model": saved, "opt": torch.zeros(25_000_000)}, heavy)
     ended = run_app("now", "--dry-run", **bears_environment(APP_MODEL_URL=str(heavy)))
     assert (
         "Vercel's free plan takes 100.0 MB from the command line: put the checkpoint behind" in ended.stdout
