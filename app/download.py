@@ -72,7 +72,7 @@ async def fetch(
     url = direct(location)
     _announce(location, url)
     check = partial(_check, expected=sha256, where=f"from {host(url)}", verify=verify)
-    places: tuple[Callable[[], Path], ...] = (lambda: folder, _temporary_folder)
+    places: tuple[Callable[[], Path], ...] = (lambda: folder, temporary_folder)
     refusals = []
     for place in places:
         try:
@@ -126,7 +126,7 @@ async def _fetch_into(
         temporary.unlink(missing_ok=True)
 
 
-def _temporary_folder() -> Path:
+def temporary_folder() -> Path:
     """A folder among the temporary files that only this user can write, so that nobody else lays a file there
     for us to find. Raises OSError.
     """

@@ -6,6 +6,7 @@ none.
 
 import importlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -196,9 +197,16 @@ def _export(
         "weights": {name: shape for name, shape in expected.items() if name in bound},
     }
     path = folder / f"{name}.onnx"
-    path.write_bytes(proto.SerializeToString())
-    path.with_name(f"{name}.json").write_text(json.dumps(description, separators=(",", ":")) + "\n")
+    _write(path, proto.SerializeToString())
+    _write(folder / f"{name}.json", f"{json.dumps(description, separators=(',', ':'))}\n".encode())
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all: another process may be reading."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 def _own_head(architecture: str) -> tuple[dict[str, str], list[str]]:

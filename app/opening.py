@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import logging
+import os
 import platform
 import re
 from collections.abc import Sequence
@@ -16,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from app.checkpoint import Checkpoint, read_checkpoint
-from app.download import Fetched, fetch
+from app.download import Fetched, fetch, temporary_folder
 from app.engine import Engine, OnnxEngine
 from app.errors import ArchitectureUnknown, CheckpointError
 from app.explain import Explainer, Look
-from app.graphs import Graph, read_graph
+from app.graphs import Graph, read_graph, shipped_graphs
 from app.head import Head
 from app.inspection import (
     FORMS,
@@ -204,21 +205,23 @@ def _own_graph(
     """A graph that is not shipped: made before, or by fastai and torch where they are installed. Raises
     `error`.
     """
-    export = fetched.content.export
-    name = settings.architecture or (f"export-{fetched.sha256[:16]}" if export else "")
-    if not re.fullmatch(r"[\w.-]+", name):  # it becomes the name of a file
+    export, shipped = fetched.content.export, {graph.architecture for graph in shipped_graphs()}
+    name = f"export-{fetched.sha256[:16]}" if export else settings.architecture
+    if name in shipped or not re.fullmatch(r"[\w.-]+", name):  # it becomes the name of a file
         raise error
-    path = MODELS / f"{name}.json"
+    here = os.access(MODELS, os.W_OK) or (MODELS / f"{name}.json").exists()
+    path = (MODELS if here else temporary_folder()) / f"{name}.json"
     if not path.exists():
         if importlib.util.find_spec("fastai") is None:
             raise ArchitectureUnknown(f"{error}{REBUILT if export else ''}") from error
         from app.exporter import export_graph, export_module  # torch and fastai: only when needed
 
         report("exporting the graph", None)
-        if settings.architecture:
-            export_graph(name, MODELS)
-        elif export:
-            export_module(export.module, fetched.content.arrays, name, MODELS, export.known.get("image_size"))
+        if export:
+            size = export.known.get("image_size")
+            export_module(export.module, fetched.content.arrays, name, path.parent, size)
+        else:
+            export_graph(name, path.parent)
     graph = read_graph(path)
     if graph.misfits(fetched.content.arrays):
         raise error

@@ -5,11 +5,10 @@ The server and the command line await the same method. Knows nothing of HTTP, no
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +24,7 @@ from app.preprocess import Preprocess
 from app.proof import Prepare, ProofResult, Run
 from app.settings import Settings
 
-MODELS: Final = Path(__file__).parent / "models"
-
 Float32 = npt.NDArray[np.float32]
-Report = Callable[[str, int | None], None]  # the phase of opening, and its percent if known
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -124,6 +125,7 @@ class MaliciousCode:
         return exec, (f"open({str(self.path)!r}, 'w').close()",)
 
 
+@pytest.mark.fault("M16")
 @pytest.mark.parametrize("attack", [Malicious, MaliciousCode])
 @pytest.mark.parametrize("place", ["alone", "beside the weights", "in the optimizer"])
 @pytest.mark.parametrize("container", [*CONTAINERS, "plain"])
@@ -154,6 +156,7 @@ def test_a_malicious_pickle_is_refused_by_name_and_runs_nothing(
     assert written.exists()
 
 
+@pytest.mark.fault("M02", "M03")
 @pytest.mark.parametrize(
     ("content", "found"),
     [
@@ -286,7 +289,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
+FUZZED = (*CONTAINERS, "safetensors", "model-plain.pkl", "squished.pkl", "data-export.pkl")
+
+
 def checkpoint_bytes(container: str) -> bytes:
+    if container.endswith(".pkl"):
+        return (V1_CHECKPOINT.parent / container).read_bytes()
+    if container == "safetensors":
+        return safetensors.torch.save({"0.weight": torch.ones(2, 3), "n": torch.tensor(1)})
     path = Path(os.environ["PYTEST_TMP"]) / f"{container}.pth"
     if not path.exists():
         state = {"0.weight": torch.ones(2, 3), "1.8.bias": torch.ones(3), "n": torch.tensor(1)}
@@ -294,9 +304,10 @@ def checkpoint_bytes(container: str) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.fault("M17")
+@pytest.mark.parametrize("container", FUZZED)
 @given(edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8))
-@settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_bytes_give_arrays_or_a_checkpoint_error(
     container: str, edits: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_state_dict_and_a_whole_model_are_read_from_every_writer(
     assert_holds(path, container, model.state_dict())
 
 
+@pytest.mark.fault("M20")
 def test_storages_of_a_gpu_are_read(tmp_path: Path) -> None:
     path = tmp_path / "stage-2.pth"
     state = network().state_dict()
@@ -81,6 +82,7 @@ def test_storages_of_a_gpu_are_read(tmp_path: Path) -> None:
     assert_holds(path, "legacy", dict(state))
 
 
+@pytest.mark.fault("M20")
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model."])
 @pytest.mark.parametrize("entry", ["model", "state_dict", "model_state_dict"])
 def test_what_training_scripts_put_around_the_weights_is_taken_off(

@@ -125,6 +125,7 @@ def test_with_multi_label_every_class_is_judged_by_itself(engine: Any) -> None:
     assert multi.result == ";".join(row.label for row in multi.predictions if row.score >= 0.5)
 
 
+@pytest.mark.fault("M18")
 @pytest.mark.parametrize("engine", ["auto", "fastai"])
 @pytest.mark.parametrize("classes", [("a", "b"), ("a", "b", "c", "d")])
 def test_a_class_list_of_the_wrong_length_is_refused(classes: tuple[str, ...], engine: Any) -> None:
@@ -133,6 +134,7 @@ def test_a_class_list_of_the_wrong_length_is_refused(classes: tuple[str, ...], e
         opened(bears_settings(classes=classes, engine=engine))
 
 
+@pytest.mark.fault("M19")
 def test_a_class_list_out_of_order_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     opened(bears_settings())
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
@@ -140,6 +142,7 @@ def test_a_class_list_out_of_order_is_warned_about(caplog: pytest.LogCaptureFixt
     assert "not in alphabetical order" in caplog.text
 
 
+@pytest.mark.fault("M20")
 def test_the_file_is_served_as_what_it_is_and_a_wrong_architecture_is_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -147,6 +150,7 @@ def test_the_file_is_served_as_what_it_is_and_a_wrong_architecture_is_warned_of(
     assert "architecture is resnet18, but the file is squeezenet1_1" in caplog.text
 
 
+@pytest.mark.fault("M21")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused_at_the_warm_up(tmp_path: Path, value: float) -> None:
     path = damaged(tmp_path, lambda state: state["0.0.0.weight"].fill_(value))
@@ -160,6 +164,7 @@ def test_weights_that_are_too_large_to_compute_with_are_refused_at_the_warm_up(t
         opened(bears_settings(model_url=path))
 
 
+@pytest.mark.fault("M21")
 def test_a_picture_whose_answer_is_no_number_fails_alone(tmp_path: Path) -> None:
     # finite for the black picture of the warm-up, beyond float32 for a bright one
     path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))

@@ -124,11 +124,11 @@ def find_graph(arrays: Arrays, architecture: str = "") -> Graph:
             f"The file fits {' and '.join(names)} alike: say in the setting architecture which of them you "
             "trained."
         )
-    nearest = graphs.get(architecture) or min(graphs.values(), key=lambda graph: len(graph.misfits(arrays)))
+    nearest = min(graphs.values(), key=lambda graph: len(graph.misfits(arrays)))
+    wanted = "ARCHITECTURE" if architecture in ("", *graphs) else architecture
     raise ArchitectureUnknown(
         f"The tensors in the file fit none of the {len(graphs)} architectures that are shipped; the nearest, "
-        f"{nearest.architecture}, differs: {_some(nearest.misfits(arrays))}. "
-        f"{how_to_export(architecture or 'ARCHITECTURE')}"
+        f"{nearest.architecture}, differs: {_some(nearest.misfits(arrays))}. {how_to_export(wanted)}"
     )
 
 
