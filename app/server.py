@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -68,6 +69,7 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/model", model),
+            Route("/openapi.json", openapi),
             *([Route("/metrics", metrics_text)] if settings.metrics else []),
             Route("/static/style.css", stylesheet, middleware=packed),
             Mount("/static", FreshFiles(directory=VIEW / "static"), middleware=packed),
@@ -221,6 +223,17 @@ async def readyz(request: Request) -> Response:
 async def model(request: Request) -> Response:
     """GET /model: what is being served."""
     return JSONResponse(dataclasses.asdict(request.state.service.predictor.card))
+
+
+async def openapi(request: Request) -> Response:
+    """GET /openapi.json: the interface for programs, without what the settings have switched off."""
+    settings = request.state.service.settings
+    document = json.loads((VIEW / "openapi.json").read_text("utf-8"))
+    if not settings.allow_url:
+        del document["paths"]["/analyze"]["get"]
+    if not settings.metrics:
+        del document["paths"]["/metrics"]
+    return JSONResponse(document)
 
 
 async def metrics_text(request: Request) -> Response:
