@@ -529,12 +529,17 @@ def test_lighthouse_is_content(demo: ServerProcess, tmp_path: Path) -> None:
     command = [str(LIGHTHOUSE), demo.url, "--output=json", f"--output-path={report}", "--quiet"]
     command += ["--chrome-flags=--headless=new --no-sandbox", "--no-enable-error-reporting"]
     command += ["--only-categories=performance,accessibility,best-practices"]
-    best: dict[str, float] = {}
-    for _ in range(3):  # on a machine that is busy otherwise, the first measure may be wrong
-        subprocess.run(command, env={**os.environ, "CHROME_PATH": str(CHROMIUM)}, check=True, timeout=120)
+    best = {"performance": 0.0, "accessibility": 0.0, "best-practices": 0.0}
+    for _ in range(
+        3
+    ):  # on a machine that is busy otherwise, a measure may be wrong, or its browser not start
+        environment = {**os.environ, "CHROME_PATH": str(CHROMIUM)}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        if ended.returncode:
+            continue
         for name, category in json.loads(report.read_text())["categories"].items():
-            best[name] = max(best.get(name, 0), category["score"])
+            best[name] = max(best[name], category["score"])
         if best["performance"] >= 0.95:
             break
-    assert best["performance"] >= 0.95
+    assert best["performance"] >= 0.95, ended.stderr
     assert (best["accessibility"], best["best-practices"]) == (1, 1)
