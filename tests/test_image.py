@@ -14,7 +14,16 @@ import pytest
 from app.now import stage
 from app.settings import load_settings
 from tests.conftest import BEARS, ROOT, V1_CHECKPOINT, bears_environment
-from tests.containers import build, fetch_wheels, image, make_base_image, podman, running, skip_without_tools
+from tests.containers import (
+    BASE,
+    build,
+    fetch_wheels,
+    image,
+    make_base_image,
+    podman,
+    running,
+    skip_without_tools,
+)
 from tests.http_server import send, serving
 
 pytestmark = pytest.mark.deploy
@@ -69,7 +78,8 @@ def test_the_image_says_what_it_is_and_how_it_is_run(demo: str) -> None:
 
 
 def test_the_image_is_small_and_holds_what_serves_and_nothing_else(demo: str) -> None:
-    assert image(demo)["Size"] < 350_000_000
+    # above the base image, which is a stand-in here: another 150 MB, and it is 350 MB in all
+    assert image(demo)["Size"] - image(BASE)["Size"] < 200_000_000
     with running(demo) as container:
         container.wait_for("ready after")
         inside = podman("exec", container.name, "sh", "-c", "ls /srv /srv/app/models; pip list")
