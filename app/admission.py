@@ -15,7 +15,7 @@ from app.errors import Unavailable
 MAX_WAIT: Final = 1.5  # seconds that the last one in may have to wait: with it all are answered within two
 DRAINED_WAIT: Final = 0.75  # while more come than can be answered; so all is as usual a second after the rush
 MAX_INSIDE: Final = 64  # the uploads and pixels of so many fit in the memory of a small machine
-ALWAYS: Final = 2  # so many come in however slow the network is, or it would never be asked
+ALWAYS: Final = 4  # so many come in however slow the network is, or hardly anybody would ever be answered
 PATIENCE: Final = 5.0  # seconds that who was let in may wait: the estimate was wrong, the answer is worthless
 MEMORY: Final = 0.1  # the weight of the latest answer in the average: about the last ten count
 

@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ CONNECTIONS = (1, 8, 32)
 OVERLOAD = 80.0  # requests a second: several times what two cores answer
 QUICK = 0.003  # seconds per millisecond: an answer in three times the usual is a quick one
 START_SECONDS = 120  # a server that has not answered by then never will
+Figures = dict[str, dict[str, float]]  # by who answered: seconds, milliseconds, megabytes by name
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -186,7 +187,7 @@ def engine_alone(checkpoint: Path, photo: Path, seconds: float) -> dict[str, flo
     }
 
 
-def in_turn(turns: int, parts: dict[str, Callable[[], dict[str, float]]]) -> dict[str, dict[str, float]]:
+def in_turn(turns: int, parts: Mapping[str, Callable[[], dict[str, float]]]) -> Figures:
     """Each part in its turn, several times over. Returns the medians by part."""
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
     for _ in range(turns):
@@ -198,16 +199,11 @@ def in_turn(turns: int, parts: dict[str, Callable[[], dict[str, float]]]) -> dic
     }
 
 
-def measure(folder: Path, turns: int, seconds: float) -> dict[str, dict[str, dict[str, float]]]:
-    """Everything, in turn. Returns figures by what was asked for, then by who answered."""
+def measure(servers: list[Server], folder: Path, turns: int, seconds: float) -> Iterator[tuple[str, Figures]]:
+    """Everything, in turn: each time what was asked for, and the figures by who answered."""
     answers = json.loads((folder / "answers.json").read_text())
     photos = {name: ROOT / "tests" / "data" / "images" / file for name, file in PICTURES.items()}
     expected = {name: answers[file]["result"] for name, file in PICTURES.items()}
-    environment = {"APP_MODEL_URL": str(folder / "stage-2.pth"), "APP_CLASSES": "black,grizzly,teddys"}
-    servers = [
-        Server("ours", ["-m", "app", "serve"], environment, free_port()),
-        Server("naive", [str(HERE / "naive.py"), str(folder / "export.pkl")], {}, free_port()),
-    ]
 
     def start(server: Server) -> dict[str, float]:
         server.stop()
@@ -224,33 +220,30 @@ def measure(folder: Path, turns: int, seconds: float) -> dict[str, dict[str, dic
         run = subprocess.run([*command, "--seconds", str(seconds)], check=True, capture_output=True)
         return json.loads(run.stdout)  # type: ignore[no-any-return]
 
-    figures = {"start": in_turn(turns, {server.name: partial(start, server) for server in servers})}
+    yield "start", in_turn(turns, {server.name: partial(start, server) for server in servers})
+    quick = dict.fromkeys(
+        (server.name for server in servers), 0.0
+    )  # seconds of an answer when all is as usual
     cells = [(picture, connections) for picture in PICTURES for connections in CONNECTIONS]
     for picture, connections in cells:
-        name = f"{picture}, {connections} at once"
-        print(name, file=sys.stderr)
         options = ("--connections", str(connections), "--seconds", str(seconds))
         parts = {server.name: partial(load, server, picture, *options) for server in servers}
-        figures[name] = in_turn(turns, {**parts, "engine": partial(bare, picture)})
-    print("overload", file=sys.stderr)
+        row = in_turn(turns, {**parts, "engine": partial(bare, picture)})
+        yield f"{picture}, {connections} at once", row
+        if (picture, connections) == ("224 px", 1):
+            quick = {name: QUICK * row[name]["p50 ms"] for name in quick}
     options = ("--rate", str(OVERLOAD), "--seconds", str(seconds))
-    alone = figures["224 px, 1 at once"]
     parts = {
-        server.name: partial(
-            load, server, "224 px", *options, "--quick", str(QUICK * alone[server.name]["p50 ms"])
-        )
+        server.name: partial(load, server, "224 px", *options, "--quick", str(quick[server.name]))
         for server in servers
     }
-    figures[f"224 px, {OVERLOAD:.0f}/s"] = in_turn(turns, parts)
-    for server in servers:
-        server.stop()
-    return figures
+    yield f"224 px, {OVERLOAD:.0f}/s", in_turn(turns, parts)
 
 
 # --- what is printed ----------------------------------------------------------------------------------------
 
 
-def bars(figures: dict[str, dict[str, dict[str, float]]]) -> list[tuple[str, float, float, str]]:
+def bars(figures: dict[str, Figures]) -> list[tuple[str, float, float, str]]:
     """What is promised: its name, what was found, the bar, and whether it must be "<=" or ">=" that."""
 
     def ratio(name: str, key: str) -> float:
@@ -282,7 +275,7 @@ def bars(figures: dict[str, dict[str, dict[str, float]]]) -> list[tuple[str, flo
     ]
 
 
-def report(figures: dict[str, dict[str, dict[str, float]]]) -> str:
+def report(figures: dict[str, Figures]) -> str:
     """Two tables in Markdown: every figure, and what is promised."""
     start = figures["start"]
     rows = ["| | | first answer | idle |", "|---|---|---|---|"]
@@ -329,16 +322,30 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, metavar="PHOTO", help=argparse.SUPPRESS)  # a part of the run
     options = parser.parse_args()
     if options.engine:
-        row = engine_alone(options.folder / "stage-2.pth", options.engine, options.seconds)
-        print(json.dumps(row))
+        print(json.dumps(engine_alone(options.folder / "stage-2.pth", options.engine, options.seconds)))
         return
     options.folder.mkdir(exist_ok=True)
     if not (options.folder / "answers.json").exists():
         print("fastai makes the ResNet34 (once)", file=sys.stderr)
         subprocess.run([sys.executable, str(HERE / "naive.py"), "--make", str(options.folder)], check=True)
     about = machine()
-    figures = measure(options.folder, options.turns, options.seconds)
-    options.json.write_text(json.dumps({"machine": about, "figures": figures}, indent=1) + "\n")
+    environment = {
+        "APP_MODEL_URL": str(options.folder / "stage-2.pth"),
+        "APP_CLASSES": "black,grizzly,teddys",
+    }
+    servers = [
+        Server("ours", ["-m", "app", "serve"], environment, free_port()),
+        Server("naive", [str(HERE / "naive.py"), str(options.folder / "export.pkl")], {}, free_port()),
+    ]
+    figures: dict[str, Figures] = {}
+    try:
+        for name, row in measure(servers, options.folder, options.turns, options.seconds):
+            print(name, file=sys.stderr)
+            figures[name] = row
+            options.json.write_text(json.dumps({"machine": about, "figures": figures}, indent=1) + "\n")
+    finally:
+        for server in servers:
+            server.stop()
     print(", ".join(f"{key} {value}" for key, value in about.items()), "\n", report(figures), sep="\n")
 
 
