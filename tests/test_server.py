@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from app.download import cache_path
-from app.predictor import MODELS
+from app.opening import MODELS
 from tests.conftest import (
     BEARS,
     DATA,
