@@ -97,6 +97,26 @@ def test_types_offsets_and_strides_are_honoured(tmp_path: Path, container: str) 
     assert_same(tensors, save(tensors, tmp_path / "tensors.pth", container))
 
 
+def resident_file_pages() -> int:
+    """kB of mapped files that this process has in memory (Linux only)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("what of a mapped file is in memory cannot be measured here")
+    return int(status.read_text().partition("RssFile:")[2].split()[0])
+
+
+def test_the_memory_of_the_file_can_be_given_back_and_the_arrays_stay_what_they_are(tmp_path: Path) -> None:
+    numbers = torch.arange(5_000_000, dtype=torch.float32)  # 20 MB
+    torch.save({"0.weight": numbers}, tmp_path / "large.pth")
+    checkpoint = read_checkpoint(tmp_path / "large.pth")
+    array = checkpoint.arrays["0.weight"]
+    assert array.sum() > 0
+    used = resident_file_pages()
+    checkpoint.release()
+    assert used - resident_file_pages() > 15_000
+    assert np.array_equal(array, numbers.numpy())
+
+
 def test_arrays_are_views_of_the_mapped_file(trained: Any, tmp_path: Path) -> None:
     path = save(trained[0].state_dict(), tmp_path / "stage-2.pth", "zip")
     assert all(
