@@ -128,7 +128,8 @@ def export_graph(architecture: str, folder: Path) -> Path:
     body = create_body(architecture)
     torch = importlib.import_module("torch")
     model = torch.nn.Sequential(body).eval()  # in a Sequential, so that names begin with "0." as in the file
-    fixed = hasattr(body, "needs_pool") and not body.needs_pool  # a transformer's positions have one size
+    # a transformer's positions have one size, and so have swin's shifted windows once they are exported
+    fixed = architecture.startswith("swin") or (hasattr(body, "needs_pool") and not body.needs_pool)
     prefixes, head = _own_head(architecture)
     return _export(model, architecture, folder, (224, 224), fixed, {"head": head, "prefixes": prefixes})
 
@@ -186,8 +187,11 @@ def _export(
         opset_version=OPSET,
         verbose=False,
     )
-    expected = {n: list(t.shape) for n, t in model.state_dict().items() if not n.endswith(COUNTER)}
-    proto, bound = _weightless(program.model_proto, set(expected))
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)}
+    expected = {name: list(tensor.shape) for name, tensor in state.items()}
+    # whole numbers are indexes, which belong to the architecture: they stay in the graph
+    numbers = {name for name, tensor in state.items() if tensor.is_floating_point()}
+    proto, bound = _weightless(program.model_proto, numbers)
     description = {
         "architecture": name,
         "channels": model(pixels).shape[1],

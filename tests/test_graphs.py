@@ -1,5 +1,6 @@
 """Which graph fits a checkpoint, and what is said when none does."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,16 +58,22 @@ def test_every_shipped_graph_computes_what_torch_computes_with_the_head_of_fasta
 
     torch.manual_seed(0)
     body = create_body(graph.architecture)
-    head = vision.create_head(graph.channels, 3, pool=graph.size is None)
+    pool = not hasattr(body, "needs_pool") or body.needs_pool
+    head = vision.create_head(graph.channels, 3, pool=pool)
     assert_computes(graph, torch.nn.Sequential(body, head), graph.size or (96, 128))
 
 
-@pytest.mark.parametrize(
-    "graph", [graph for graph in shipped_graphs() if graph.head], ids=lambda graph: graph.architecture
-)
-def test_every_graph_computes_what_torch_computes_with_the_head_of_its_library(
-    graph: Graph, vision: Any
-) -> None:
+def smallest_of_each_family() -> list[Graph]:
+    """One graph for each kind of library head: it is the same within a family."""
+    families: dict[Any, Graph] = {}
+    for graph in sorted(shipped_graphs(), key=lambda graph: sum(map(math.prod, graph.weights.values()))):
+        if graph.head:
+            families.setdefault((graph.head, tuple(graph.prefixes)), graph)
+    return list(families.values())
+
+
+@pytest.mark.parametrize("graph", smallest_of_each_family(), ids=lambda graph: graph.architecture)
+def test_a_graph_computes_what_torch_computes_with_the_head_of_its_library(graph: Graph, vision: Any) -> None:
     import timm
     import torch
 
@@ -100,7 +107,7 @@ def test_a_shipped_graph_holds_no_weights_and_no_traces_of_the_machine_that_made
     proto = onnx.load(str(graph.path), load_external_data=False)
     external = {tensor.name for tensor in proto.graph.initializer if tensor.external_data}
     assert external == set(graph.weights)
-    assert graph.path.stat().st_size < 350_000
+    assert graph.path.stat().st_size < 600_000
     assert b".py" not in graph.path.read_bytes()
 
 
