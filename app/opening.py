@@ -223,7 +223,7 @@ def _own_graph(
         else:
             export_graph(name, path.parent)
     graph = read_graph(path)
-    if graph.misfits(fetched.content.arrays):
+    if not graph.fits(fetched.content.arrays):
         raise error
     return graph
 

@@ -44,13 +44,29 @@ class Graph:
     prefixes: Mapping[str, str] = field(default_factory=dict)
     head: tuple[str, ...] = ()
 
+    def fits(self, arrays: Arrays) -> bool:
+        """Whether a checkpoint is this architecture. Quick: the first weights tell most of them apart."""
+        return self._fits(arrays) or (self._has_own_names(arrays) and self._fits(self._renamed(arrays)))
+
     def misfits(self, arrays: Arrays) -> list[str]:
         """What keeps a checkpoint from being this architecture, one phrase a tensor; empty if it fits."""
         return min(self._misfits(arrays), self._misfits(self._renamed(arrays)), key=len)
 
     def rename(self, arrays: Arrays) -> dict[str, Array]:
         """The same arrays with the body's under fastai's names, which they have already in a fastai file."""
-        return dict(arrays) if not self._misfits(arrays) else self._renamed(arrays)
+        return dict(arrays) if self._fits(arrays) else self._renamed(arrays)
+
+    def _fits(self, arrays: Arrays) -> bool:
+        found = all(name in arrays and arrays[name].shape == shape for name, shape in self.weights.items())
+        return found and not self._misfits(arrays)
+
+    def _has_own_names(self, arrays: Arrays) -> bool:
+        """Whether the first weight is there under the name that the library gives it."""
+        first = next(iter(self.weights))
+        return any(
+            first.startswith(new) and old + first.removeprefix(new) in arrays
+            for old, new in self.prefixes.items()
+        )
 
     def _misfits(self, arrays: Arrays) -> list[str]:
         found = {name: array.shape for name, array in arrays.items() if not name.endswith(COUNTER)}
@@ -101,7 +117,7 @@ def read_graph(path: Path) -> Graph:
 
 def fitting_graphs(arrays: Arrays) -> list[Graph]:
     """The shipped graphs whose names and shapes are those of a checkpoint."""
-    return [graph for graph in shipped_graphs() if not graph.misfits(arrays)]
+    return [graph for graph in shipped_graphs() if graph.fits(arrays)]
 
 
 def find_graph(arrays: Arrays, architecture: str = "") -> Graph:
