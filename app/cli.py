@@ -154,8 +154,6 @@ def _check(options: argparse.Namespace) -> int:
 
     logging.getLogger().setLevel(logging.WARNING)
     settings = load_settings(options.settings)
-    if settings.multi_label:
-        raise StartupError("check needs one right class a photo; multi_label has several.")
 
     def left_out(path: Path, error: Exception) -> None:
         print(f"{path} is left out: {error}", file=sys.stderr)
@@ -163,6 +161,8 @@ def _check(options: argparse.Namespace) -> int:
     async def run() -> evaluation.Evaluation:
         predictor = await open_predictor(settings, _show_progress, Metrics())
         try:
+            if predictor.multi_label:
+                raise StartupError("check needs one right class a photo; multi_label has several.")
             return await evaluation.evaluate(options.folder, predictor, _show_progress, left_out)
         finally:
             await predictor.close()

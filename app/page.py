@@ -31,11 +31,15 @@ PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class Pages:
-    """The pages of one server, made once from its settings."""
+    """The pages of one server, made once from its settings.
+
+    `classes` are those that it names; an export says them only when it has been opened.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Read templates, texts and samples. Raises SettingsError where there are no such samples."""
         self._settings = settings
+        self.classes = settings.classes
         texts = json.loads((VIEW / "texts.json").read_text("utf-8"))
         self._words: dict[str, str] = texts["page"] | texts["both"]
         self._script_words: dict[str, Any] = texts["script"] | texts["both"]
@@ -113,10 +117,11 @@ class Pages:
     def _description(self) -> str:
         if self._settings.description:
             return self._settings.description
-        classes = self._settings.classes
-        named = ", ".join(classes[:NAMED])
-        if len(classes) > NAMED:
-            named += " " + self._words["more"].format(count=len(classes) - NAMED)
+        if not self.classes:
+            return self._words["tells_nothing_yet"]
+        named = ", ".join(self.classes[:NAMED])
+        if len(self.classes) > NAMED:
+            named += " " + self._words["more"].format(count=len(self.classes) - NAMED)
         return self._words["tells"].format(classes=named)
 
     def _preview_tags(self) -> str:

@@ -101,6 +101,11 @@ class Predictor:
         self._known = known  # (photos, features) of the proof, each of length 1
         self._explainer = explainer
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether several classes may be right."""
+        return self._settings.multi_label
+
     async def predict(self, data: bytes, deadline: float = math.inf) -> Prediction:
         """The answer to the bytes of one photo.
 

@@ -52,7 +52,13 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         service = Service(settings, metrics, on_failure)
-        opening = asyncio.create_task(service.open())
+
+        async def opening_service() -> None:
+            await service.open()
+            if service.card:
+                pages.classes = service.card.classes
+
+        opening = asyncio.create_task(opening_service())
         yield {"service": service, "pages": pages}
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)

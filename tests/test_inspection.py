@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import torch
 
 from app.checkpoint import Checkpoint, read_checkpoint
@@ -189,6 +190,16 @@ def test_an_onnx_file_with_its_own_weights_is_served(tmp_path: Path, softmax: bo
         expected = scores if softmax else scores.softmax(1)
         assert answer.confidence == pytest.approx(float(expected.max()), abs=1e-4)
     assert json.loads(run_app("inspect", "--json", str(path)).stdout)["outputs"] == 2
+
+
+def test_the_page_names_the_classes_that_an_export_knows(
+    start_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f"model_url = {json.dumps(str(V1_EXPORT))}\n")
+    server = start_server("--settings", str(file))
+    server.wait_for("ready after")
+    assert "It tells apart black, grizzly, teddys." in requests.get(server.url, timeout=20).text
 
 
 def test_an_onnx_file_that_is_none_is_refused(tmp_path: Path) -> None:
