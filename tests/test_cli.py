@@ -41,8 +41,7 @@ def test_predict_prints_a_line_a_photo_and_names_those_it_cannot_read() -> None:
             {"APP_CLASSES": "black,grizzly"},
             "has 3 outputs, the setting classes lists 2 names (black, grizzly)",
         ),
-        ({"APP_ARCHITECTURE": "resnet18"}, "The file is no resnet18"),
-        ({"APP_ARCHITECTURE": "resnet999"}, "There is no graph of 'resnet999'"),
+        ({"APP_IMAGE_SIZE": "9"}, "The variable APP_IMAGE_SIZE is"),
         (
             {"APP_MODEL_URL": "/nowhere/stage-2.pth"},
             "/nowhere/stage-2.pth does not exist; the path of a file was expected, or a link",

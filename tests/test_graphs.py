@@ -139,6 +139,7 @@ def test_tensors_that_fit_nothing_are_named_beside_the_nearest_architecture(chan
 
 
 def test_a_wrong_architecture_setting_is_contradicted_by_the_file(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     arrays = read_checkpoint(V1_CHECKPOINT).arrays
     assert find_graph(arrays, "resnet18").architecture == "squeezenet1_1"
     assert "architecture is resnet18, but the file is squeezenet1_1" in caplog.text

@@ -133,7 +133,7 @@ def find_graph(arrays: Arrays, architecture: str = "") -> Graph:
             return graphs[name]
     if len(fitting) == 1:
         if architecture:
-            logger.warning("architecture is %s, but the file is %s, which is served", architecture, *names)
+            logger.info("architecture is %s, but the file is %s, which is served", architecture, *names)
         return fitting[0]
     if fitting:
         raise ArchitectureUnknown(
