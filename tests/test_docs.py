@@ -96,6 +96,7 @@ def test_the_changelog_has_the_version_of_the_code() -> None:
 
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
     assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f'"version": "{__version__}"' in (ROOT / "app" / "view" / "openapi.json").read_text()
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:
