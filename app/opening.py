@@ -93,7 +93,8 @@ def _open(
         )
     logger.info(
         "serving %s (%s, %d classes); pipeline %s, %d x %d px, mean %s, std %s",
-        *(built.architecture, FORMS[built.generation], len(settings.classes), preprocess.pipeline),
+        *(built.architecture, FORMS[built.generation] if built.head else checkpoint.container),
+        *(len(settings.classes), preprocess.pipeline),
         *(*preprocess.size, list(preprocess.mean), list(preprocess.std)),
     )
     result = known = None
