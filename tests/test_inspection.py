@@ -1,6 +1,7 @@
 """What is said of a checkpoint, and how a file and the settings come together."""
 
 import json
+import mmap
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ KNOWN = {
 
 def export_of(*unserved: str, **known: Any) -> Checkpoint:
     export = Export("fastai v2 learn.export", Call(Global("", ""), ()), known, unserved)
-    return Checkpoint(Path("export.pkl"), "zip", {}, export)
+    return Checkpoint(Path("export.pkl"), "zip", {}, mmap.mmap(-1, 1), export)
 
 
 def completed(
@@ -100,7 +101,7 @@ def test_class_names_that_contradict_the_file_are_refused() -> None:
 
 def test_without_class_names_the_error_says_how_many_are_to_be_listed() -> None:
     with pytest.raises(ClassesMismatch, match=r"has 2 outputs and does not say their names: list all 2"):
-        completed(Checkpoint(Path("x"), "zip", {}))
+        completed(Checkpoint(Path("x"), "zip", {}, mmap.mmap(-1, 1)))
 
 
 def test_what_is_not_reproduced_is_refused_until_the_settings_say_what_comes_nearest() -> None:
