@@ -36,6 +36,7 @@ ENTRIES: Final = (
     "weights",
 )  # in training scripts
 MAX_SHARING: Final = 4  # how often over the bytes of a file may be shared by tensors; tied weights share once
+MAX_TENSORS: Final = 10_000  # a densenet201 has 1,200
 STRANGERS: Final = {  # whose objects people pickle and upload
     "sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM", "pandas": "pandas",
 }  # fmt: skip
@@ -138,7 +139,8 @@ def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same without what wrappers put before every name."""
     for wrapper in WRAPPERS:
         if tensors and all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+            # one wrapper may stand in another, in any order
+            return _unwrapped({name.removeprefix(wrapper): value for name, value in tensors.items()})
     return tensors
 
 
@@ -150,6 +152,8 @@ def _arrays(tensors: dict[str, Tensor], fetch: Fetch, size: int) -> Iterator[tup
     """The arrays by name; a file of `size` bytes may share storages, but not pretend to hold many times its
     size.
     """
+    if len(tensors) > MAX_TENSORS:
+        raise CheckpointError(f"The file holds {len(tensors):,} tensors, more than any network served here.")
     total = 0
     for name, tensor in tensors.items():
         array = _array(name, tensor, fetch)

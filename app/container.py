@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import CheckpointError
-from app.unpickler import BFLOAT16, SAVE_AGAIN, Global, Nested, Storage, Tensor, Unpickler
+from app.unpickler import BFLOAT16, MAX_DIMENSIONS, SAVE_AGAIN, Global, Nested, Storage, Tensor, Unpickler
 
 Array = npt.NDArray[Any]
 Fetch = Callable[[Storage | Nested], Array]  # the (count,) array of a storage
 
 LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
 LEGACY_PROTOCOL: Final = 1001
-MAX_HEADER: Final = 100_000_000  # bytes of a safetensors header; the format's own bound
+MAX_HEADER: Final = 10_000_000  # bytes of a safetensors header, for 100,000 tensors
 SAFETENSORS_TYPES: Final[dict[str, np.dtype[Any]]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16,
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
@@ -214,6 +214,8 @@ def _read_safetensors(data: mmap.mmap) -> tuple[dict[str, Tensor], Fetch]:
     header.pop("__metadata__", None)
     tree, starts = {}, {}
     for name, entry in header.items():
+        if len(entry["shape"]) > MAX_DIMENSIONS:
+            raise ValueError(f"a tensor of {len(entry['shape'])} dimensions")
         dtype, (begin, end) = SAFETENSORS_TYPES[entry["dtype"]], entry["data_offsets"]
         size = tuple(int(side) for side in entry["shape"])
         stride = tuple(int(np.prod(size[axis + 1 :], dtype=object)) for axis in range(len(size)))
@@ -237,12 +239,13 @@ def _with_nested(fetch: Fetch) -> Fetch:
     def fetch_either(storage: Storage | Nested) -> Array:
         if isinstance(storage, Storage):
             return fetch(storage)
-        if id(storage) not in known:
+        file = id(storage.data)  # which stays where it is: the tensor holds it
+        if file not in known:
             _, inner, fetch_inner = _read_pickles(
                 Unpickler(io.BytesIO(storage.data)), memoryview(storage.data)
             )
-            known[id(storage)] = fetch_inner(inner)
-        return known[id(storage)]
+            known[file] = fetch_inner(inner)
+        return known[file]
 
     return fetch_either
 

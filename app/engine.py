@@ -68,8 +68,15 @@ class OnnxEngine:
             )
         self._input, self._one_by_one = inputs[0].name, sides[0] == 1
         self.size = (sides[2], sides[3]) if sides[2] and sides[3] else None
-        noise = np.random.default_rng(0).standard_normal((3, *(self.size or (224, 224))), np.float32)
-        probe = self._scores([np.zeros_like(noise), noise])
+        height, width = self.size or (224, 224)
+        noise = np.random.default_rng(0).standard_normal((3, height, width), np.float32)
+        try:
+            probe = np.asarray(self._scores([np.zeros_like(noise), noise]), np.float32)
+        except Exception as error:  # the same
+            raise CheckpointError(
+                f"ONNX Runtime cannot run the file on two pictures of {height} x {width} px: "
+                f"{' '.join(str(error).split())[:300]}. Export it with a dynamic batch, or for one picture."
+            ) from error
         if probe.ndim != 2:
             raise CheckpointError(
                 f"The ONNX file answers with the shape {list(probe.shape)}; (N, classes) was expected."

@@ -17,15 +17,17 @@ from app.unpickler import SAVE_AGAIN, Call, Global, Tensor
 
 Numbers = Callable[[Tensor], npt.NDArray[Any]]  # the array that a tensor describes
 
-MAX_MODULES: Final = 20_000  # a densenet201 has 700
+MAX_PARTS: Final = 100_000  # modules and tensors; a densenet201 has 2,000
+MAX_NAME: Final = 1000  # characters
 BILINEAR: Final = 2  # PIL.Image.Resampling
 # fastai's and torch's losses by what `predict` does with the outputs: the rest are no classifiers.
 SOFTMAX: Final = frozenset(
     "CrossEntropyLossFlat CrossEntropyLoss LabelSmoothingCrossEntropyFlat LabelSmoothingCrossEntropy "
-    "FocalLossFlat FocalLoss cross_entropy".split()
+    "CrossEntropyFlat FocalLossFlat FocalLoss cross_entropy".split()
 )
 SIGMOID: Final = frozenset(
-    "BCEWithLogitsLossFlat BCEWithLogitsLoss BCELossFlat BCELoss binary_cross_entropy_with_logits".split()
+    "BCEWithLogitsLossFlat BCEWithLogitsFlat BCEWithLogitsLoss BCELossFlat BCELoss "
+    "binary_cross_entropy_with_logits".split()
 )
 REGRESSION: Final = frozenset("MSELossFlat MSELoss L1LossFlat L1Loss mse_loss l1_loss".split())
 # v2 transforms that change no pixel of a photo at validation, or that are understood by themselves.
@@ -85,17 +87,19 @@ def state_dict(module: Call) -> dict[str, Tensor]:
     waiting, count = [("", module)], 0
     while waiting:
         prefix, module = waiting.pop()
-        count += 1
-        if count > MAX_MODULES:
-            raise CheckpointError(f"The file holds over {MAX_MODULES:,} modules: damaged.")
+        kinds = [module.get(kind) for kind in ("_parameters", "_buffers", "_modules")]
+        *own, children = [entries if isinstance(entries, dict) else {} for entries in kinds]
         passing = _values(module.get("_non_persistent_buffers_set"))
-        for kind in ("_parameters", "_buffers"):
-            entries = module.get(kind)
-            for name, value in entries.items() if isinstance(entries, dict) else ():
-                if isinstance(value, Tensor) and name not in passing:
+        count += sum(map(len, (*own, children, passing)))
+        if count > MAX_PARTS or len(prefix) > MAX_NAME:
+            raise CheckpointError(f"The file holds over {MAX_PARTS:,} modules and tensors: damaged.")
+        left_out = {name for name in passing if isinstance(name, str)}
+        for entries in own:
+            for name, value in entries.items():
+                if isinstance(value, Tensor) and name not in left_out:
                     tensors[f"{prefix}{name}"] = value
-        children = module.get("_modules").items()
-        waiting += [(f"{prefix}{name}.", child) for name, child in reversed(children) if is_module(child)]
+        below = reversed(children.items())
+        waiting += [(f"{prefix}{name}.", child) for name, child in below if is_module(child)]
     return tensors
 
 
@@ -160,8 +164,8 @@ def _fastai2_sizes(items: list[Call], batches: list[Call], known: dict[str, Any]
 
 
 def _resampling(resize: Call) -> Any:
-    """The Pillow filter of a Resize: `resamples` is (for the image, for the mask)."""
-    first = (_values(resize.get("resamples")) or [BILINEAR])[0]
+    """The Pillow filter of a Resize: its `mode`, from `resamples`, which fastai 2.0 does not keep."""
+    first = resize.get("mode", BILINEAR)
     return first.arguments[0] if isinstance(first, Call) and first.arguments else first
 
 
@@ -189,12 +193,27 @@ def _fastai1(tree: Mapping[str, Any], module: Call, data: Mapping[str, Any], num
             unserved.append(f"it uses v1's resize_method {found}, which is not reproduced")
         elif chosen == 1 and not any(_all(data.get("tfms"), "TfmCrop")):
             unserved.append("its photos are not cropped to one size (no ds_tfms=get_transforms())")
+    unserved += _fastai1_transforms(_values(data.get("tfms")))
     given = [data["normalize"]] if isinstance(data.get("normalize"), dict) else []
     unserved += _statistics([Call(Global("", "Normalize"), (), state) for state in given], known, numbers)
     if str(data.get("y_cls", "")).endswith(".FloatList"):
         unserved.append("it was trained for numbers, not for classes")
     unserved += _loss(tree.get("loss_func"), known)
     return Export("fastai v1 learn.export", module, known, tuple(unserved))
+
+
+def _fastai1_transforms(transforms: list[Any]) -> list[str]:
+    """What else than the centre crop of `get_transforms()` is done at validation."""
+    unserved = []
+    for transform in transforms:
+        function = _attribute(_attribute(transform, "tfm"), "func")
+        name = function.name.lstrip("_") if isinstance(function, Global) else ""
+        chosen = _attribute(transform, "kwargs") or {}
+        if name not in ("", "crop_pad") or any(
+            chosen.get(place, 0.5) != 0.5 for place in ("row_pct", "col_pct")
+        ):
+            unserved.append(f"it uses v1's {name} at validation, which is not reproduced")
+    return unserved
 
 
 def _fastai1_classes(processors: Any) -> tuple[str, ...]:
@@ -273,7 +292,7 @@ def _values(value: Any) -> list[Any]:
             return _values(inner)
         case Call(callee=Global(name="_reconstruct"), state=(_, _, dtype, _, data)):
             return list(data) if isinstance(data, list) else _array(dtype, data)
-        case Call(callee=Global(name="set" | "fastuple" | "Size"), arguments=(inner, *_)):
+        case Call(callee=Global(name="set" | "fastuple" | "Tuple" | "Size"), arguments=(inner, *_)):
             return _values(inner)
         case Call(items=items):
             return list(items)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import ArchitectureUnknown, ToolMissing
+from app.export import is_module
 from app.graphs import COUNTER
 from app.head import WHOLE
 from app.unpickler import Call, Global
@@ -272,6 +273,7 @@ REBUILT: Final = (
     "timm.layers.",
     "timm.models.",
 )
+MAX_DEPTH: Final = 100
 SKIPPED: Final = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -284,13 +286,18 @@ def build_module(record: Call, arrays: Mapping[str, npt.NDArray[Any]], prefix: s
     """
     torch = importlib.import_module("torch")
     name = str(record.callee)
+    if prefix.count(".") > MAX_DEPTH:
+        raise ArchitectureUnknown(f"The network in the file has over {MAX_DEPTH} modules in one another.")
     if not (isinstance(record.callee, Global) and name.startswith(REBUILT)):
         raise ArchitectureUnknown(
             f"The network in the file has a module {name}, which is not one of torch's, torchvision's, "
             "timm's or fastai's, and is not rebuilt. Save the weights alone, of a network that one of them "
             "offers."
         )
-    kind = getattr(importlib.import_module(record.callee.module), record.callee.name, None)
+    try:
+        kind = getattr(importlib.import_module(record.callee.module), record.callee.name, None)
+    except ImportError:  # a module of an older version
+        kind = None
     if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
         raise ArchitectureUnknown(
             f"The installed packages have no module {name}; install the versions of your notebook."
@@ -309,9 +316,7 @@ def build_module(record: Call, arrays: Mapping[str, npt.NDArray[Any]], prefix: s
             tensor = None if array is None else wrap(torch.from_numpy(np.array(array, np.float32)))
             getattr(module, place)[key] = tensor
     for key, child in (record.get("_modules") or {}).items():
-        module._modules[key] = (
-            build_module(child, arrays, f"{prefix}{key}.") if isinstance(child, Call) else None
-        )
+        module._modules[key] = build_module(child, arrays, f"{prefix}{key}.") if is_module(child) else None
     return module  # type: ignore[no-any-return]
 
 

@@ -123,7 +123,7 @@ def read_head(arrays: Mapping[str, npt.NDArray[Any]], channels: int, own: Sequen
     if tuple(own) == WHOLE:
         return Head((), "none", channels, 0)
     if own and not any(name.startswith("1.") for name in arrays):
-        return _own_head(arrays, own)
+        return _own_head(arrays, channels, own)
     modules = _modules(arrays)
     kinds = [(index, "norm" if "running_mean" in module else "linear") for index, module in modules.items()]
     _check_order(kinds)
@@ -151,16 +151,18 @@ def read_head(arrays: Mapping[str, npt.NDArray[Any]], channels: int, own: Sequen
     return Head(layers, pools[inputs], outputs, generation)
 
 
-def _own_head(arrays: Mapping[str, npt.NDArray[Any]], steps: Sequence[str]) -> Head:
+def _own_head(arrays: Mapping[str, npt.NDArray[Any]], channels: int, steps: Sequence[str]) -> Head:
     """The head of a library's own model: its steps are "relu", "hardswish", "average <grid>", and "linear" or
     "norm" with the name of a module.
     """
+    width = channels
     layers: list[Layer] = []
     before: tuple[Layer, ...] = ()
     pool, grid, outputs = "none", 1, 0
     for kind, _, argument in (step.partition(" ") for step in steps):
         if kind == "average":
             before, pool, grid, layers = tuple(layers), "average", int(argument), []
+            width *= grid**2
         elif kind in ("relu", "hardswish"):
             layers.append(ReLU() if kind == "relu" else HardSwish())
         else:
@@ -169,11 +171,20 @@ def _own_head(arrays: Mapping[str, npt.NDArray[Any]], steps: Sequence[str]) -> H
                 raise CheckpointError(
                     f"The file has no {argument}.weight and {argument}.bias: {UNKNOWN_HEAD}."
                 )
+            # a convolution of one pixel is a linear layer too
+            fits = (
+                weight.shape == (width,) if kind == "norm" else weight.shape[1:] in ((width,), (width, 1, 1))
+            )
+            if not fits or not weight.size or bias.shape != weight.shape[:1]:
+                raise CheckpointError(
+                    f"{argument}.weight is {weight.shape} and {argument}.bias {bias.shape}, but the layers "
+                    f"before give {width} numbers: {UNKNOWN_HEAD}."
+                )
             if kind == "norm":
                 layers.append(LayerNorm(_float32(weight), _float32(bias)))
-            else:  # a convolution of one pixel is a linear layer too
-                layers.append(_linear({"weight": weight.reshape(len(weight), -1), "bias": bias}, relu=False))
-            outputs = len(weight)
+            else:
+                layers.append(_linear({"weight": weight.reshape(-1, width), "bias": bias}, relu=False))
+            width = outputs = len(weight)
     return Head(tuple(layers), pool, outputs, 0, grid, before)
 
 
@@ -196,7 +207,8 @@ def _modules(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[int, dict[str, npt.
         others = [
             array.shape for name, array in module.items() if name not in ("weight", "num_batches_tracked")
         ]
-        if not outputs or others != [outputs] * len(others):
+        flat = "running_mean" not in module or module["weight"].ndim == 1
+        if not outputs or not flat or others != [outputs] * len(others):
             raise CheckpointError(
                 f"Layer {index} of the head has {others} beside {outputs} weights: damaged."
             )

@@ -86,7 +86,14 @@ def _open(
 
     report("warming up", None)
     black = Image.new("RGB", preprocess.size)
-    if not np.isfinite(run([prepare(black)])[0].probabilities).all():
+    try:
+        answers = run([prepare(black)])
+    except Exception as error:  # of ONNX Runtime and torch, which have no common class of their own
+        raise CheckpointError(
+            "The network cannot compute a picture of {} x {} px ({}): set image_size to what it was trained "
+            "with.".format(*preprocess.size, " ".join(str(error).split())[:200])
+        ) from error
+    if not np.isfinite(answers[0].probabilities).all():
         raise CheckpointError(
             "The checkpoint answers a black picture with what is no number: its weights are too large to "
             "compute with. Save a checkpoint from before the training diverged."

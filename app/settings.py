@@ -28,7 +28,7 @@ DEMO: Final = Path(__file__).parent / "models" / "stage-2.pth"  # what the shipp
 PREFIX: Final = "APP_"
 ORIGIN: Final = r"^(\*|https?://[^/\s]+)$"
 Channels = tuple[float, float, float]
-Side = Annotated[int, Meta(ge=32, le=1024)]
+Side = Annotated[int, Meta(ge=16, le=1024)]
 Sides = tuple[Side, Side]
 
 

@@ -21,16 +21,21 @@ WEIGHTS: Final = frozenset(
     | {(module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")}
     | {(module, "set") for module in ("builtins", "__builtin__")}
     | {
+        (module, name)
+        for module in ("fastai.torch_core", "fastai2.torch_core")
+        for name in ("TensorBase", "_fa_rebuild_tensor", "_rebuild_from_type")
+    }
+    | {
         ("collections", "OrderedDict"),
         ("collections", "defaultdict"),
         ("torch._utils", "_rebuild_tensor"),
         ("torch._utils", "_rebuild_tensor_v2"),
         ("torch._utils", "_rebuild_parameter"),
         ("torch._utils", "_rebuild_parameter_with_state"),
+        ("torch._tensor", "_rebuild_from_type"),
         ("torch._tensor", "_rebuild_from_type_v2"),
         ("torch.nn.parameter", "Parameter"),
         ("torch.storage", "_load_from_bytes"),
-        ("fastai.torch_core", "TensorBase"),
         ("fastcore.foundation", "L"),
         ("numpy", "dtype"),
         ("numpy", "ndarray"),

@@ -20,6 +20,10 @@ T = TypeVar("T")
 MAX_OPCODES: Final = 1_000_000  # a resnet152 with optimizer state has 90,000
 MAX_DIMENSIONS: Final = 64  # numpy's own
 MAX_BITS: Final = 80  # of an integer: the legacy magic number has 77, everything else far fewer
+MAX_COPIES: Final = 10_000_000  # entries and characters that calls copy, beside those that the file holds
+TENSOR_MODULES: Final = frozenset(  # whose functions make tensors
+    "torch._utils torch._tensor torch.tensor torch.nn.parameter fastai.torch_core fastai2.torch_core".split()
+)
 SAVE_AGAIN: Final = "save the weights with learn.save('stage-2', with_opt=False) and deploy that file"
 
 # How torch names the element types. numpy has no bfloat16: two bytes that are widened by `_widen`.
@@ -110,6 +114,7 @@ class Unpickler:
     globals: set[Global] = field(default_factory=set)
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
+    copies: int = 0
 
     def load(self) -> Any:
         self.stack, self.memo = [], {}
@@ -171,7 +176,15 @@ class Unpickler:
 
     def reduce(self) -> None:
         callee, arguments = self.pop(2)
+        self.copy(*_as(tuple, arguments)[:1])
         self.stack.append(_rebuild(callee, arguments))
+
+    def copy(self, *values: Any) -> None:
+        """Count what is copied: a few bytes of a pickle may ask for a copy of all that it held before."""
+        size = len(self.source) if isinstance(self.source, mmap.mmap) else self.source.getbuffer().nbytes
+        self.copies += sum(len(value) for value in values if isinstance(value, str | list | dict))
+        if self.copies > MAX_COPIES + size:
+            raise CheckpointError("The pickle copies what it holds over and over, as no checkpoint does.")
 
     def persistent(self) -> None:
         """('storage', type, key, device, count, view): the numbers of a tensor, outside of the pickle. v1
@@ -193,6 +206,7 @@ class Unpickler:
         (state,) = self.pop(1)
         match self.stack[-1], state:
             case Call(), (dict() | None, dict() as slots):  # attributes, and those of __slots__
+                self.copy(*state)
                 self.stack[-1].state = {**(state[0] or {}), **slots}
             case Call(), _:
                 self.stack[-1].state = state
@@ -222,11 +236,7 @@ def _rebuild(callee: Any, arguments: Any) -> Any:
     """What a call would return, for the calls that make a state dict; a record of the call for all others."""
     if not isinstance(callee, Global | Call):
         raise TypeError(f"a {type(callee).__name__} is called")
-    if isinstance(callee, Global) and callee.module in (
-        "torch._utils",
-        "torch._tensor",
-        "torch.nn.parameter",
-    ):
+    if isinstance(callee, Global) and callee.module in TENSOR_MODULES:
         value = _rebuild_tensor(callee.name, arguments)
     else:
         value = _rebuild_plain(callee, arguments)
@@ -246,8 +256,10 @@ def _rebuild_tensor(function: str, arguments: Any) -> Any:
             return Tensor(storage, _as(int, offset), _integers(size), _integers(stride))
         case "_rebuild_parameter" | "_rebuild_parameter_with_state" | "Parameter", (Tensor() as tensor, *_):
             return tensor
-        case "_rebuild_from_type_v2", (rebuild, _, inner, *_):  # a subclass of Tensor
+        case "_rebuild_from_type" | "_rebuild_from_type_v2", (rebuild, _, inner, *_):  # a subclass of Tensor
             return _rebuild_tensor(_as(Global, rebuild).name, inner)
+        case "_fa_rebuild_tensor", (_, *inner):  # the same, by fastai 2.0
+            return _rebuild_tensor("_rebuild_tensor_v2", inner)
     return None
 
 

@@ -144,3 +144,50 @@ def test_other_files_are_named(tmp_path: Path, content: bytes, found: str) -> No
     (tmp_path / "stage-2.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=found):
         read_checkpoint(tmp_path / "stage-2.pth")
+
+
+def name_of(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+TEXT, ENTRIES = b"X\x40\x42\x0f\0" + b"a" * 1_000_000, b"".join(b"X\5\0\0\0%05dK\1" % n for n in range(5000))
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        name_of("_codecs", "encode") + b"q\0" + TEXT + b"X\6\0\0\0latin1\x86q\1" + b"h\0h\1R" * 10_000,
+        name_of("collections", "OrderedDict") + b"q\0](X\1\0\0\0aK\1\x86q\2" + b"h\2" * 5000 + b"e\x85q\1"
+        + b"h\0h\1R" * 10_000,
+        name_of("__main__", "A") + b")\x81q\0N}(" + ENTRIES + b"u\x86q\1" + b"0h\0" + b"h\1b" * 10_000,
+    ],
+    ids=["texts", "dicts", "attributes"],
+)  # fmt: skip
+def test_a_pickle_that_asks_for_copy_after_copy_is_refused(pickled: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(b"\x80\2" + pickled + b".")
+    with pytest.raises(CheckpointError, match="copies what it holds over and over"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_wrappers_are_taken_off_in_any_order(tmp_path: Path) -> None:
+    state = {f"model.module._orig_mod.{name}": value for name, value in network().state_dict().items()}
+    torch.save(state, tmp_path / "x.pth")
+    assert_holds(
+        tmp_path / "x.pth",
+        "zip",
+        {name.removeprefix("model.module._orig_mod."): value for name, value in state.items()},
+    )
+
+
+def test_more_tensors_than_any_network_has_are_refused(tmp_path: Path) -> None:
+    one = torch.zeros(1)
+    torch.save({str(number): one for number in range(10_001)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="10,001 tensors, more than any network"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_safetensors_shape_without_end_is_refused(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","data_offsets":[0,0],"shape":[' + b"2," * 100_000 + b"2]}}"
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="100001 dimensions"):
+        read_checkpoint(tmp_path / "x")

@@ -1,6 +1,8 @@
 """What an exported learner knows: compared with the learner itself, and with real fastai v1's files."""
 
+import io
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import torch
 
 from app.checkpoint import Checkpoint, read_checkpoint
 from app.errors import CheckpointError
+from app.export import _fastai1_transforms, _pair, _resampling
+from app.unpickler import Unpickler
 from tests.conftest import BEARS, DATA, IMAGES
 
 V1 = DATA / "v1"
@@ -202,5 +206,91 @@ def test_modules_that_share_their_branches_without_measure_are_refused(tmp_path:
     for _ in range(40):  # 2 ** 40 ways to the layer
         module = torch.nn.Sequential(module, module)
     torch.save(module, tmp_path / "stage-2.pth")
-    with pytest.raises(CheckpointError, match="over 20,000 modules"):
+    with pytest.raises(CheckpointError, match="over 100,000 modules and tensors"):
+        read_checkpoint(tmp_path / "stage-2.pth")
+
+
+class Named:
+    """Pickled under the name of a class or function that is not installed here."""
+
+    def __init__(self, module: str, name: str, *arguments: Any, **state: Any) -> None:
+        self.kind = type(name, (), {"__module__": module, "__qualname__": name})
+        self.arguments, self.state = arguments, state
+
+    def __reduce__(self) -> Any:
+        return self.kind, self.arguments, self.state or None
+
+
+class Names(pickle._Pickler):
+    """Writes the names of classes that cannot be imported."""
+
+    def save_global(self, thing: Any, name: str | None = None) -> None:
+        self.write(f"c{thing.__module__}\n{name or thing.__qualname__}\n".encode())
+        self.memoize(thing)
+
+
+def by_name(value: Any) -> Any:
+    """What the reader makes of an object."""
+    file = io.BytesIO()
+    Names(file, 2).dump(value)
+    return Unpickler(io.BytesIO(file.getvalue())).load()
+
+
+def test_the_attributes_of_fastai_2_0_are_understood() -> None:
+    size = Named("fastcore.utils", "Tuple", (96, 64))
+    resize = by_name(Named("fastai2.vision.augment", "Resize", size=size, mode=3))
+    assert _pair(resize.get("size")) == (96, 64)
+    assert _resampling(resize) == 3
+
+
+@pytest.mark.parametrize("function", ["_rebuild_from_type", "_fa_rebuild_tensor"])
+def test_tensors_as_fastai_wrote_them_before_torch_2_are_tensors(function: str, tmp_path: Path) -> None:
+    import fastai.torch_core as core
+
+    class Old(torch.Tensor):
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            data = (
+                self._typed_storage(),
+                self.storage_offset(),
+                tuple(self.size()),
+                self.stride(),
+                False,
+                {},
+            )  # type: ignore[attr-defined]
+            if function == "_fa_rebuild_tensor":
+                return core._fa_rebuild_tensor, (core.TensorBase, *data)
+            return core._rebuild_from_type, (torch._utils._rebuild_tensor_v2, core.TensorBase, data, {})
+
+    state = {"mean": torch.arange(6.0).reshape(2, 3).T.as_subclass(Old)}
+    torch.save(state, tmp_path / "stage-2.pth")
+    arrays = read_checkpoint(tmp_path / "stage-2.pth").arrays
+    np.testing.assert_array_equal(arrays["mean"], np.arange(6.0).reshape(2, 3).T)
+
+
+def test_another_crop_of_v1_than_the_central_one_is_said() -> None:
+    def transform(name: str, **chosen: Any) -> Any:
+        crop = Named("fastai.vision.image", "TfmCrop", func=type(name, (), {"__module__": "fastai"}))
+        return Named("fastai.vision.image", "RandTransform", tfm=crop, kwargs=chosen)
+
+    usual, random, other = (
+        transform("_crop_pad"),
+        transform("_crop_pad", row_pct=(0, 1)),
+        transform("_rotate"),
+    )
+    assert _fastai1_transforms([by_name(usual)]) == []
+    assert _fastai1_transforms([by_name(random), by_name(other)]) == [
+        "it uses v1's crop_pad at validation, which is not reproduced",
+        "it uses v1's rotate at validation, which is not reproduced",
+    ]
+
+
+def test_tensors_that_one_module_shares_without_measure_are_refused(tmp_path: Path) -> None:
+    module = torch.nn.Module()
+    for number in range(1000):
+        module.register_buffer(str(number), torch.zeros(1))
+    for _ in range(2):  # 10,000,000 names
+        shared, module = module, torch.nn.Module()
+        module._modules = {str(number): shared for number in range(100)}
+    torch.save(module, tmp_path / "stage-2.pth")
+    with pytest.raises(CheckpointError, match="over 100,000 modules"):
         read_checkpoint(tmp_path / "stage-2.pth")

@@ -126,3 +126,18 @@ def test_numpy_starts_no_threads_of_its_own() -> None:
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert (run.stdout, run.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize("shape", [(3, 2 * CHANNELS), (3, CHANNELS, 2, 2), (3,), ()])
+def test_a_layer_of_the_library_for_other_features_than_the_body_gives_is_refused(
+    shape: tuple[int, ...],
+) -> None:
+    arrays = {"fc.weight": np.zeros(shape), "fc.bias": np.zeros(3)}
+    with pytest.raises(CheckpointError, match=f"the layers before give {CHANNELS} numbers"):
+        read_head(arrays, CHANNELS, ["average 1", "linear fc"])
+
+
+def test_a_batch_norm_of_two_dimensions_is_refused() -> None:
+    arrays = {f"1.2.{name}": np.ones(8) for name in ("bias", "running_mean", "running_var")}
+    with pytest.raises(CheckpointError, match="Layer 2 of the head has"):
+        read_head({**arrays, "1.2.weight": np.ones((8, 8)), "1.4.weight": np.ones((3, 8))}, 8)

@@ -231,3 +231,17 @@ def test_a_network_without_a_shipped_graph_is_rebuilt_from_its_export_once(
 
 def test_the_document_of_checkpoints_is_what_the_code_says() -> None:
     assert DOCUMENT.read_text() == document(), "python -m tests.support writes it anew"
+
+
+def test_an_onnx_file_that_cannot_compute_pictures_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"  # for four pictures at once
+    torch.onnx.export(
+        Small(False).eval(),
+        (torch.zeros(4, 3, 64, 64),),
+        path,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    with pytest.raises(CheckpointError, match="cannot run the file on two pictures of 64 x 64 px"):
+        opened(Settings(model_url=str(path), classes=("a", "b")))

@@ -81,7 +81,7 @@ def test_a_path_is_relative_to_what_says_it(tmp_path: Path, monkeypatch: pytest.
         ),
         ('classes = ["a", "b"]', "missing required field `model_url`"),
         (TWO_LINES + 'image_size = "large"', r"image_size in settings\.toml is 'large'\. Expected `int`"),
-        (TWO_LINES + "image_size = 7", r"is 7\. Expected `int` >= 32"),
+        (TWO_LINES + "image_size = 7", r"is 7\. Expected `int` >= 16"),
         (TWO_LINES + "image_size = [224, 224, 3]", r"Expected `array` of length 2, got 3"),
         (TWO_LINES + "unsure_below = 1.5", r"Expected `float` <= 1\.0"),
         (TWO_LINES + "mean = [0.5]", r"mean in settings\.toml is \[0\.5\]\. Expected `array` of length 3"),
