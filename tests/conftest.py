@@ -165,7 +165,7 @@ def make_learner(vision: Any, tmp_path_factory: pytest.TempPathFactory) -> Calla
         )
         # a function of torchvision where there is one, else the name of one of timm's: as fastai's users
         # write it
-        arch = getattr(vision.models, architecture, architecture)
+        arch = getattr(vision.models, architecture, getattr(vision, architecture, architecture))
         learn = vision.vision_learner(dls, arch, pretrained=False, **options)
         learn.path = tmp_path_factory.mktemp(architecture)
         with torch.no_grad():

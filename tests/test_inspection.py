@@ -16,6 +16,7 @@ from app.checkpoint import Checkpoint, read_checkpoint
 from app.errors import CheckpointError, ClassesMismatch, SettingsError
 from app.export import Export
 from app.inspection import complete
+from app.picture import decode
 from app.settings import Settings, load_settings
 from app.unpickler import Call, Global
 from tests.conftest import BEARS, DATA, IMAGES, V1_CHECKPOINT, ServerProcess, run_app
@@ -182,8 +183,6 @@ def test_an_onnx_file_with_its_own_weights_is_served(tmp_path: Path, softmax: bo
     predictor = opened(Settings(model_url=str(path), classes=("a", "b")))
     assert (predictor.card.architecture, predictor.card.preprocess.size) == ("ONNX", (64, 64))
     for photo, answer in zip(IMAGES[:3], answers, strict=True):
-        from app.preprocess import decode
-
         with torch.no_grad():
             scores = Small.forward(
                 model, torch.from_numpy(predictor.card.preprocess(decode(photo.read_bytes())))[None]
@@ -210,22 +209,23 @@ def test_an_onnx_file_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_network_without_a_shipped_graph_is_rebuilt_from_its_export_once(
-    start_server: Callable[..., ServerProcess], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr("app.opening.MODELS", tmp_path)
     export = DATA / "v1" / "squished.pkl"
     first = opened(Settings(model_url=str(export)))
     assert first.card.architecture.startswith("export-")
     arrays = read_checkpoint(export).arrays
     with torch.no_grad():
-        x = torch.from_numpy(
-            first.card.preprocess(__import__("PIL.Image").Image.open(IMAGES[0]).convert("RGB"))
-        )[None]
-        for layer, stride in (("0.0", 2), ("1.0", 2), ("2.0", 2)):
+        x = torch.from_numpy(first.card.preprocess(decode(IMAGES[0].read_bytes(), "ignore")))[None]
+        for layer in ("0.0", "1.0", "2.0"):
             weight, bias = (torch.from_numpy(arrays[f"{layer}.{n}"].copy()) for n in ("weight", "bias"))
-            x = torch.nn.functional.conv2d(x, weight, bias, stride=stride, padding=1)
-            x = x.relu() if layer != "2.0" else x
+            x = torch.nn.functional.conv2d(x, weight, bias, stride=2, padding=1).relu()
         expected = x.mean((2, 3)).softmax(1)
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert sorted(path.suffix for path in made) == [".json", ".onnx"]
     (answer,) = ask(Settings(model_url=str(export), exif="ignore"), IMAGES[0].read_bytes())
+    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}  # it was not made again
     assert answer.confidence == pytest.approx(float(expected.max()), abs=1e-4)
 
 

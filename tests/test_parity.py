@@ -37,10 +37,10 @@ PIPELINES: dict[str, tuple[str, dict[str, Any], Preprocess]] = {
 }
 
 
-def served(path: Path, preprocess: Preprocess) -> Callable[[Path], np.ndarray]:
+def served(path: Path, preprocess: Preprocess, architecture: str = "") -> Callable[[Path], np.ndarray]:
     """The way of a picture through the engine, from a file that fastai saved."""
     arrays = read_checkpoint(path).arrays
-    graph = find_graph(arrays)
+    graph = find_graph(arrays, architecture)
     engine = Engine(graph, arrays, read_head(arrays, graph.channels))
     return lambda photo: engine.run([preprocess(decode(photo.read_bytes(), "ignore"))])[0].probabilities
 
@@ -81,7 +81,7 @@ def test_each_deployed_architecture_answers_as_fastai_v2_predicts(
 ) -> None:
     learn = make_learner(architecture, vision.Resize(224))
     path = learn.save("stage-2", with_opt=False)
-    assert_agree(served(path, Preprocess()), predict(learn))
+    assert_agree(served(path, Preprocess(), architecture), predict(learn))
 
 
 def learner_of(pipeline: str, architecture: str, make_learner: Callable[..., Any], vision: Any) -> Any:
