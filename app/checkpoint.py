@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from app.container import EXPECTED, Container, Fetch, open_container
 from app.errors import CheckpointError, UnsafeCheckpoint
-from app.export import Export, read_export, state_dict
+from app.export import Export, read_export
+from app.modules import state_dict
 from app.trust import WEIGHTS
 from app.unpickler import BFLOAT16, SAVE_AGAIN, Call, Tensor
 
@@ -62,6 +63,11 @@ class Checkpoint:
     def known(self) -> Mapping[str, Any]:
         """The settings that the file itself decides, by name."""
         return self.export.known if self.export else {}
+
+    @property
+    def module(self) -> Call | None:
+        """The module tree, where the file has it."""
+        return self.export.module if self.export else None
 
     def release(self) -> None:
         """Give the memory that the file was read into back to the system, once all of it has been used.

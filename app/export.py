@@ -7,18 +7,19 @@ What it finds it says by the names of the settings. Knows nothing of files, and 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from app.errors import CheckpointError
+from app.modules import array, is_module, values
 from app.unpickler import SAVE_AGAIN, Call, Global, Tensor
 
 Numbers = Callable[[Tensor], npt.NDArray[Any]]  # the array that a tensor describes
 
-MAX_PARTS: Final = 100_000  # modules and tensors; a densenet201 has 2,000
-MAX_NAME: Final = 1000  # characters
+MAX_MAPS: Final = 100  # of class names: a learner has one a target
 BILINEAR: Final = 2  # PIL.Image.Resampling
 # fastai's and torch's losses by what `predict` does with the outputs: the rest are no classifiers.
 SOFTMAX: Final = frozenset(
@@ -73,42 +74,12 @@ def read_export(tree: Any, numbers: Numbers) -> Export | None:
     return None
 
 
-def is_module(value: Any) -> bool:
-    """Whether it is the record of a torch.nn.Module."""
-    return isinstance(value, Call) and isinstance(value.get("_modules"), dict)
-
-
-def state_dict(module: Call) -> dict[str, Tensor]:
-    """The tensors of a module tree, by the names that torch's `state_dict()` gives them.
-
-    Raises CheckpointError for a tree that has no end, or shares its branches without measure.
-    """
-    tensors: dict[str, Tensor] = {}
-    waiting, count = [("", module)], 0
-    while waiting:
-        prefix, module = waiting.pop()
-        kinds = [module.get(kind) for kind in ("_parameters", "_buffers", "_modules")]
-        *own, children = [entries if isinstance(entries, dict) else {} for entries in kinds]
-        passing = _values(module.get("_non_persistent_buffers_set"))
-        count += sum(map(len, (*own, children, passing)))
-        if count > MAX_PARTS or len(prefix) > MAX_NAME:
-            raise CheckpointError(f"The file holds over {MAX_PARTS:,} modules and tensors: damaged.")
-        left_out = {name for name in passing if isinstance(name, str)}
-        for entries in own:
-            for name, value in entries.items():
-                if isinstance(value, Tensor) and name not in left_out:
-                    tensors[f"{prefix}{name}"] = value
-        below = reversed(children.items())
-        waiting += [(f"{prefix}{name}.", child) for name, child in below if is_module(child)]
-    return tensors
-
-
 # --- fastai v2 ---------------------------------------------------------------------------------------------
 
 
 def _fastai2(learner: Call, module: Call, numbers: Numbers) -> Export:
     """A v2 `Learner`: the transforms of its validation loader, the vocabulary, the loss."""
-    loaders = _values(_attribute(learner.get("dls"), "loaders"))
+    loaders = values(_attribute(learner.get("dls"), "loaders"))
     if not loaders or not isinstance(loaders[-1], Call):
         return Export("fastai v2 learn.export", module, {}, ("it has no dataloaders",))
     items = _transforms(loaders[-1].get("after_item"))
@@ -116,15 +87,16 @@ def _fastai2(learner: Call, module: Call, numbers: Numbers) -> Export:
     known: dict[str, Any] = {}
     unserved = _fastai2_sizes(items, batches, known)
     unserved += _statistics([t for t in batches if t.name == "Normalize"], known, numbers)
-    maps = _all(loaders[-1].get("dataset"), "CategoryMap")
+    dataset = loaders[-1].get("dataset")
+    maps = islice(_all(dataset, "CategoryMap"), MAX_MAPS)
     vocabularies = {_names(found.get("items")) for found in maps if "items" in _state(found)}
     if len(vocabularies) == 1:
         (known["classes"],) = vocabularies
     elif vocabularies:
         unserved.append(f"it has {len(vocabularies)} targets with classes of their own")
-    if any(_all(loaders[-1].get("dataset"), "PILImageBW")):
+    if any(_all(dataset, "PILImageBW")):
         unserved.append("its pictures are grey (PILImageBW)")
-    unserved += _loss(learner.get("loss_func"), known)
+    unserved += _loss(learner.get("loss_func"), known, any(_all(dataset, "MultiCategorize")))
     return Export("fastai v2 learn.export", module, known, tuple(unserved))
 
 
@@ -133,7 +105,7 @@ def _transforms(pipeline: Any) -> list[Call]:
 
     But where coordinates are transformed, split_idx says for which split it was used last: they run at both.
     """
-    found = [transform for transform in _values(_attribute(pipeline, "fs")) if isinstance(transform, Call)]
+    found = [transform for transform in values(_attribute(pipeline, "fs")) if isinstance(transform, Call)]
     return [t for t in found if t.get("split_idx") != 0 or "coord_fs" in _state(t)]
 
 
@@ -193,12 +165,12 @@ def _fastai1(tree: Mapping[str, Any], module: Call, data: Mapping[str, Any], num
             unserved.append(f"it uses v1's resize_method {found}, which is not reproduced")
         elif chosen == 1 and not any(_all(data.get("tfms"), "TfmCrop")):
             unserved.append("its photos are not cropped to one size (no ds_tfms=get_transforms())")
-    unserved += _fastai1_transforms(_values(data.get("tfms")))
+    unserved += _fastai1_transforms(values(data.get("tfms")))
     given = [data["normalize"]] if isinstance(data.get("normalize"), dict) else []
     unserved += _statistics([Call(Global("", "Normalize"), (), state) for state in given], known, numbers)
     if str(data.get("y_cls", "")).endswith(".FloatList"):
         unserved.append("it was trained for numbers, not for classes")
-    unserved += _loss(tree.get("loss_func"), known)
+    unserved += _loss(tree.get("loss_func"), known, str(data.get("y_cls", "")).endswith(".MultiCategoryList"))
     return Export("fastai v1 learn.export", module, known, tuple(unserved))
 
 
@@ -217,7 +189,7 @@ def _fastai1_transforms(transforms: list[Any]) -> list[str]:
 
 
 def _fastai1_classes(processors: Any) -> tuple[str, ...]:
-    for processor in _values(processors) or [processors]:
+    for processor in values(processors) or [processors]:
         if isinstance(processor, Call) and (names := _names(processor.get("classes"))):
             return names
     return ()
@@ -240,8 +212,8 @@ def _statistics(normalizes: list[Call], known: dict[str, Any], numbers: Numbers)
     return []
 
 
-def _loss(loss: Any, known: dict[str, Any]) -> list[str]:
-    """Softmax or sigmoid. A loss that is not known leaves the choice to the settings."""
+def _loss(loss: Any, known: dict[str, Any], several: bool) -> list[str]:
+    """Softmax or sigmoid. With a loss that is not known, `several` labels a photo tell."""
     names = {x.name for x in (loss, _attribute(loss, "func")) if isinstance(x, Call | Global)}
     if names & SIGMOID:
         known["multi_label"] = True
@@ -251,6 +223,8 @@ def _loss(loss: Any, known: dict[str, Any]) -> list[str]:
         known["multi_label"] = False
     elif names & REGRESSION:
         return ["it was trained for numbers, not for classes"]
+    elif several:
+        known["multi_label"] = True
     return []
 
 
@@ -283,28 +257,12 @@ def _state(call: Call) -> Any:
     return call.state if isinstance(call.state, dict) else {}
 
 
-def _values(value: Any) -> list[Any]:
-    """What a list, a tuple, fastcore's L, a set or an array of objects holds; empty for anything else."""
-    match value:
-        case list() | tuple():
-            return list(value)
-        case Call(callee=Global(name="L"), state={"items": inner}):
-            return _values(inner)
-        case Call(callee=Global(name="_reconstruct"), state=(_, _, dtype, _, data)):
-            return list(data) if isinstance(data, list) else _array(dtype, data)
-        case Call(callee=Global(name="set" | "fastuple" | "Tuple" | "Size"), arguments=(inner, *_)):
-            return _values(inner)
-        case Call(items=items):
-            return list(items)
-    return []
-
-
 def _names(value: Any) -> tuple[str, ...]:
     """Class names as text: strings as they are, numbers as Python writes them."""
     names = []
-    for item in _values(value):
+    for item in values(value):
         if isinstance(item, Call) and item.name == "scalar" and len(item.arguments) == 2:
-            (item,) = _array(*item.arguments)
+            (item,) = array(*item.arguments)
         if not isinstance(item, str | int | float | bool):
             raise CheckpointError(
                 f"The file has a class name that is neither text nor number ({type(item).__name__}); "
@@ -314,16 +272,9 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _array(dtype: Any, data: Any) -> list[Any]:
-    """The Python values of a pickled numpy array or scalar."""
-    if not isinstance(dtype, Call) or not isinstance(data, bytes) or not isinstance(dtype.arguments[0], str):
-        raise CheckpointError(f"The file has an array in a form that is not understood; {SAVE_AGAIN}.")
-    return np.frombuffer(data, np.dtype(dtype.arguments[0])).tolist()  # type: ignore[no-any-return]
-
-
 def _pair(size: Any) -> tuple[int, int]:
     """(height, width) of a size: a side, or both."""
-    sides = [size] * 2 if isinstance(size, int) else _values(size)[:2]
+    sides = [size] * 2 if isinstance(size, int) else values(size)[:2]
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise CheckpointError(f"The file says a size that is not understood; {SAVE_AGAIN}.")
     return sides[0], sides[1]

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import ArchitectureUnknown, ToolMissing
-from app.export import is_module
 from app.graphs import COUNTER
 from app.head import WHOLE
+from app.modules import is_module
 from app.unpickler import Call, Global
 
 if TYPE_CHECKING:

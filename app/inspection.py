@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from app.checkpoint import Checkpoint
+from app.engine import OnnxEngine
 from app.errors import ArchitectureUnknown, CheckpointError, ClassesMismatch, StartupError
 from app.graphs import Graph, find_graph, fitting_graphs
 from app.head import Head, read_head
+from app.modules import strange_modules
 from app.settings import Settings, amended
+from app.unpickler import Call
 
 FORMS = {1: "fastai v1", 2: "fastai v2", 0: "torchvision or timm"}  # of a head's generation
 REBUILT = " Or serve it where requirements.txt is installed: there the network in the file is rebuilt."
@@ -36,15 +39,16 @@ class Network:
 class Inspection:
     """What `python -m app inspect` says. `problem` is why the file is not served as it is, empty if it is.
 
-    `outputs` is the number of classes, `size` the (height, width) that the network sees; None where the file
-    does not tell. `settings` is a settings.toml that serves the file; what is to be filled in there stands in
-    a comment.
+    `outputs` is the number of classes, `size` the only (height, width) that the network takes; None where the
+    file does not tell. `settings` is a settings.toml that serves the file; what is to be filled in there
+    stands in a comment.
     """
 
     container: str
     writer: str
     architecture: str
     outputs: int | None
+    size: tuple[int, int] | None
     classes: tuple[str, ...]
     transforms: Mapping[str, Any]
     bytes: int
@@ -55,11 +59,26 @@ class Inspection:
     settings: str
 
 
-def recognise(arrays: Mapping[str, npt.NDArray[Any]], architecture: str = "") -> Network:
-    """The shipped network that a checkpoint's arrays are the weights of. Raises ArchitectureUnknown,
-    CheckpointError.
+def recognise(
+    arrays: Mapping[str, npt.NDArray[Any]], architecture: str = "", module: Call | None = None
+) -> Network:
+    """The shipped network that a checkpoint's arrays are the weights of; `module` is its tree, if that is
+    known.
+
+    Raises ArchitectureUnknown, CheckpointError.
     """
-    return fitted(find_graph(arrays, architecture), arrays)
+    graph = find_graph(arrays, architecture)
+    if module is None:
+        return fitted(graph, arrays)
+    if strange := strange_modules(module, graph.architecture):
+        raise ArchitectureUnknown(
+            f"The network in the file has the names and shapes of {graph.architecture}, but not its layers: "
+            f"it has {', '.join(sorted(strange))[:200]}."
+        )
+    try:
+        return fitted(graph, arrays)
+    except CheckpointError as error:  # a head that is not understood, but is in the file
+        raise ArchitectureUnknown(str(error)) from error
 
 
 def fitted(graph: Graph, arrays: Mapping[str, npt.NDArray[Any]]) -> Network:
@@ -157,25 +176,28 @@ def _rounded(value: Any) -> Any:
 # --- the report --------------------------------------------------------------------------------------------
 
 
-def inspect(checkpoint: Checkpoint, location: str, size: int, sha256: str, outputs: int | None) -> Inspection:
+def inspect(
+    checkpoint: Checkpoint, location: str, size: int, sha256: str, whole: OnnxEngine | None = None
+) -> Inspection:
     """All there is to say of a checkpoint that was read, whether or not it is served.
 
-    `location`, `size` (bytes) and `sha256` are the file's; `outputs` is the number of classes where a graph
-    with its own weights tells it.
+    `location`, `size` (bytes) and `sha256` are the file's; `whole` is the network that brings its own
+    weights.
     """
     network: Network | None = None
+    outputs, only = (whole.outputs, whole.size) if whole else (None, None)
     notes: list[str] = []
     problem = ""
     # the names that only the notebook knows are to be filled in: that keeps no file from being served
     settings = Settings(model_url=location)
     try:
         check_numbers(checkpoint.arrays)
-        if outputs is None:
-            network = recognise(checkpoint.arrays)
-            head, outputs = network.head, network.head.outputs
+        if whole is None:
+            network = recognise(checkpoint.arrays, module=checkpoint.module)
+            head, outputs, only = network.head, network.head.outputs, network.graph.size
             if not checkpoint.known.get("classes"):
                 settings = dataclasses.replace(settings, classes=_placeholders(outputs))
-            settings, notes = complete(settings, checkpoint, head.generation, outputs, network.graph.size)
+            settings, notes = complete(settings, checkpoint, head.generation, outputs, only)
     except ArchitectureUnknown as error:
         problem = str(error) + (REBUILT if checkpoint.export else "")
     except StartupError as error:
@@ -190,6 +212,7 @@ def inspect(checkpoint: Checkpoint, location: str, size: int, sha256: str, outpu
         writer=writer,
         architecture=" or ".join(graph.architecture for graph in fitting),
         outputs=outputs,
+        size=only,
         classes=tuple(checkpoint.known.get("classes", ())),
         transforms={name: _rounded(value) for name, value in checkpoint.known.items() if name != "classes"},
         bytes=size,
@@ -220,7 +243,7 @@ def _toml(report: Inspection, location: str) -> str:
     if not report.transforms:
         pipeline = "fastai1" if "v1" in report.writer else "resize"
         lines.append(f'pipeline = "{pipeline}"  # the file does not tell: as in your notebook')
-        lines.append("image_size = 224  # the same")
+        lines.append(f"image_size = {json.dumps(report.size or 224)}  # the same")
     lines.append(f'model_sha256 = "{report.sha256}"')
     return "\n".join(lines) + "\n"
 

@@ -130,8 +130,7 @@ async def inspect_file(location: str, report: Report) -> Inspection:
     report("reading", None)
     checkpoint, size = fetched.content, fetched.path.stat().st_size
     whole = await asyncio.to_thread(OnnxEngine, fetched.path) if checkpoint.container == "onnx" else None
-    outputs = whole.outputs if whole else None
-    return await asyncio.to_thread(inspect, checkpoint, location, size, fetched.sha256, outputs)
+    return await asyncio.to_thread(inspect, checkpoint, location, size, fetched.sha256, whole)
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def _build(fetched: Fetched[Checkpoint], settings: Settings, report: Report) -> 
     if settings.engine == "fastai":
         return _build_learner(checkpoint, settings)
     try:
-        network = recognise(checkpoint.arrays, settings.architecture)
+        network = recognise(checkpoint.arrays, settings.architecture, checkpoint.module)
     except ArchitectureUnknown as error:
         network = fitted(_own_graph(fetched, settings, report, error), checkpoint.arrays)
     complete_settings = _completed(settings, checkpoint, network)

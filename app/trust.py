@@ -40,7 +40,14 @@ WEIGHTS: Final = frozenset(
         ("numpy", "dtype"),
         ("numpy", "ndarray"),
         ("_codecs", "encode"),
-        ("argparse", "Namespace"),  # the options of a training script, beside the weights
+        # what training scripts keep beside the weights, and what is as harmless
+        ("argparse", "Namespace"),
+        ("collections", "Counter"),
+        ("datetime", "datetime"),
+        ("datetime", "timedelta"),
+        ("pathlib", "PosixPath"),
+        ("pathlib", "PurePosixPath"),
+        ("pathlib", "WindowsPath"),
     }
 )
 

@@ -198,7 +198,11 @@ class Unpickler:
         _, count, *view = more
         if kind != "storage" or any(view) or _as(int, count) < 0:
             raise ValueError("a persistent id is not a whole storage")
-        self.storages[_as(str, key)] = Storage(key, DTYPES[_as(Global, thing).name], count)
+        if (kind := _as(Global, thing).name) not in DTYPES:
+            raise CheckpointError(
+                f"The file holds a {kind}, which is not read; save the weights in float32 (model.float())."
+            )
+        self.storages[_as(str, key)] = Storage(key, DTYPES[kind], count)
         self.stack.append(self.storages[key])
 
     def build(self) -> None:

@@ -14,7 +14,8 @@ APP = ROOT / "app"
 FLOORS = (  # lowest first
     ("access", "colours", "cores", "errors", "layers", "logs", "metrics", "problem", "trust", "wire"),
     ("limits", "links", "unpickler"),
-    ("container", "export", "picture"),
+    ("container", "modules", "picture"),
+    ("export",),
     ("checkpoint", "form", "preprocess", "remote", "transfer"),
     ("download",),
     ("graphs", "head"),

@@ -1,5 +1,6 @@
 """Every container that weights come in: the same numbers as the library that wrote them reads."""
 
+import datetime
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -191,3 +192,17 @@ def test_a_safetensors_shape_without_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(CheckpointError, match="100001 dimensions"):
         read_checkpoint(tmp_path / "x")
+
+
+def test_complex_weights_are_named(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(3, dtype=torch.complex64)}, tmp_path / "stage-2.pth")
+    with pytest.raises(CheckpointError, match="ComplexFloatStorage"):
+        read_checkpoint(tmp_path / "stage-2.pth")
+
+
+def test_what_is_harmless_beside_the_weights_is_left(tmp_path: Path) -> None:
+    state = network().state_dict()
+    torch.save(
+        {"state_dict": state, "at": datetime.datetime(2026, 1, 1), "path": tmp_path}, tmp_path / "x.pth"
+    )
+    assert_holds(tmp_path / "x.pth", "zip", dict(state))

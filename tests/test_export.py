@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from app.checkpoint import Checkpoint, read_checkpoint
-from app.errors import CheckpointError
+from app.errors import ArchitectureUnknown, CheckpointError
 from app.export import _fastai1_transforms, _pair, _resampling
+from app.exporter import create_body
+from app.inspection import recognise
 from app.unpickler import Unpickler
 from tests.conftest import BEARS, DATA, IMAGES
 
@@ -294,3 +296,38 @@ def test_tensors_that_one_module_shares_without_measure_are_refused(tmp_path: Pa
     torch.save(module, tmp_path / "stage-2.pth")
     with pytest.raises(CheckpointError, match="over 100,000 modules"):
         read_checkpoint(tmp_path / "stage-2.pth")
+
+
+def test_with_a_loss_that_is_not_known_the_blocks_say_whether_several_labels_may_be_right(
+    vision: Any, tmp_path: Path
+) -> None:
+    labels = [["a", "b"], ["c"], ["a"], ["b", "c"], ["a"], ["b"]]
+    loss = torch.nn.MultiLabelSoftMarginLoss()
+    learn = learner_of_labels(vision, tmp_path, labels, vision.MultiCategoryBlock(), loss_func=loss)
+    assert exported(learn).known["multi_label"] is True
+
+
+@pytest.mark.parametrize("change", ["activation", "head"])
+def test_layers_that_names_and_shapes_do_not_tell_are_not_taken_for_the_usual_ones(
+    vision: Any, tmp_path: Path, change: str
+) -> None:
+    model = torch.nn.Sequential(create_body("resnet18"), vision.create_head(512, 3))
+    torch.save(model, tmp_path / "usual.pth")
+    if change == "activation":
+        model[0][2] = torch.nn.GELU()
+    else:
+        model[1].append(torch.nn.LogSoftmax(1))
+    torch.save(model, tmp_path / "strange.pth")
+    usual, strange = (read_checkpoint(tmp_path / f"{name}.pth") for name in ("usual", "strange"))
+    assert recognise(usual.arrays, module=usual.module).graph.architecture == "resnet18"
+    with pytest.raises(ArchitectureUnknown, match=r"but not its layers: it has (GELU|LogSoftmax)"):
+        recognise(strange.arrays, module=strange.module)
+
+
+def test_a_head_in_an_export_that_is_not_understood_is_left_to_torch(vision: Any, tmp_path: Path) -> None:
+    model = vision.models.resnet18(num_classes=3)
+    model.fc = torch.nn.Sequential(torch.nn.Linear(512, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    torch.save(model, tmp_path / "model.pth")
+    checkpoint = read_checkpoint(tmp_path / "model.pth")
+    with pytest.raises(ArchitectureUnknown):
+        recognise(checkpoint.arrays, module=checkpoint.module)
