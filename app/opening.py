@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from PIL import Image
@@ -40,6 +40,9 @@ from app.preprocess import Preprocess
 from app.proof import Answerer, Prepare, Proof, ProofResult, Run, prove, read_proof
 from app.settings import Settings
 
+if TYPE_CHECKING:
+    from app.transfer import Progress  # it brings aiohttp, which only a download needs
+
 MODELS: Final = Path(__file__).parent / "models"
 
 
@@ -59,10 +62,7 @@ async def open_predictor(settings: Settings, report: Report, metrics: Metrics) -
 
     Raises StartupError, whose message is one sentence for the person who deploys.
     """
-
-    def progress(done: int, total: int | None) -> None:
-        report("downloading", done * 100 // total if total else None, done, total)
-
+    progress = _downloading(report)
     fetched = await fetch(
         settings.model_url, MODELS, sha256=settings.model_sha256, verify=read_checkpoint, progress=progress
     )
@@ -71,6 +71,15 @@ async def open_predictor(settings: Settings, report: Report, metrics: Metrics) -
         proof = (await fetch(settings.proof_url, MODELS, verify=read_proof, progress=progress)).content
     report("reading", None)
     return await asyncio.to_thread(partial(_open, fetched, proof, settings, report, metrics))
+
+
+def _downloading(report: Report) -> "Progress":
+    """What hears of the bytes of a download and reports them as the phase that it is."""
+
+    def progress(done: int, total: int | None) -> None:
+        report("downloading", done * 100 // total if total else None, done, total)
+
+    return progress
 
 
 def _open(
@@ -122,11 +131,7 @@ def _open(
 
 async def inspect_file(location: str, report: Report) -> Inspection:
     """What there is to say of the checkpoint at a link or a path. Raises StartupError where it is none."""
-
-    def progress(done: int, total: int | None) -> None:
-        report("downloading", done * 100 // total if total else None)
-
-    fetched = await fetch(location, MODELS, verify=read_checkpoint, progress=progress)
+    fetched = await fetch(location, MODELS, verify=read_checkpoint, progress=_downloading(report))
     report("reading", None)
     checkpoint, size = fetched.content, fetched.path.stat().st_size
     whole = await asyncio.to_thread(OnnxEngine, fetched.path) if checkpoint.container == "onnx" else None

@@ -126,7 +126,7 @@ def find_graph(arrays: Arrays, architecture: str = "") -> Graph:
     Raises ArchitectureUnknown, naming what was found and what to do.
     """
     graphs = {graph.architecture: graph for graph in shipped_graphs()}
-    fitting = fitting_graphs(arrays)
+    fitting = [graph for graph in graphs.values() if graph.fits(arrays)]
     names = [graph.architecture for graph in fitting]
     for name in (architecture, f"timm.{architecture}"):
         if name in names:
