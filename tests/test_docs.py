@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -84,6 +85,11 @@ def test_the_curl_line_in_the_readme_gives_the_answer_in_the_readme(
     assert answer.startswith('{"result":"dress","confidence":0.')
     documented = re.search(r'^\{"result": "dress".*$', README, re.M)
     assert documented
+
+
+def test_the_training_of_the_demo_starts() -> None:
+    command = [sys.executable, "-m", "examples.train_garments", "--help"]
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_every_decision_is_at_most_ten_lines() -> None:
