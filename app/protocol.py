@@ -1,5 +1,5 @@
-"""uvicorn's h11 protocol with what it does not have: deadlines for receiving, a bound on connections, and a
-close that lets the client read why.
+"""uvicorn's h11 protocol with what it does not have: deadlines for receiving, a bound on connections, a close
+that lets the client read why, and a pause for who is refused and asks again at once.
 
 h11 and not httptools: httptools takes headers of any size. Not uvicorn's `limit_concurrency`: it counts idle
 connections, so that forty of them have everybody else refused.
@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from app.errors import Unavailable
 from app.logs import log_request
 from app.problem import TYPE, Problem
 from app.wire import Wire
@@ -42,6 +43,9 @@ class DeadlineProtocol(H11Protocol):
     body_seconds = 10.0  # in each such span of time at least body_bytes of a body must arrive
     body_bytes = 10_000  # 1 kB/s: slower than any phone that still works
     linger_seconds = 5.0  # for a client to stop sending what was refused, and to read why
+    # until a refused client's next request is read: without it, eleven that ask again and again take a whole
+    # core from those that were let in
+    pause_seconds = 0.1
     max_connections = min(1000, descriptors() // 2)  # the other half is for files and for what is accepted
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -84,6 +88,13 @@ class DeadlineProtocol(H11Protocol):
         self._expect(None)
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        scope = cast("dict[str, Any]", self.cycle.scope) if self.cycle else {}
+        if scope.get("code") == Unavailable.code and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.loop.call_later(self.pause_seconds, self.transport.resume_reading)
+        super().on_response_complete()
+
     def shutdown(self) -> None:
         if not self.transport.is_closing():
             super().shutdown()
@@ -123,7 +134,7 @@ class DeadlineProtocol(H11Protocol):
         if others:
             min(others, key=lambda other: other.heard).transport.abort()
         else:
-            self._refuse(503, "overloaded", "There are too many connections; try again shortly.")
+            self._refuse(503, Unavailable.code, "There are too many connections; try again shortly.")
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         """Answer with a problem, where nothing was answered yet, and close."""

@@ -23,11 +23,14 @@ class Hasty(DeadlineProtocol):
     body_seconds = 1.0
     body_bytes = 1000
     linger_seconds = 1.0
+    pause_seconds = 1.0
     max_connections = 50
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the number of bytes in the body; gives up when the client does."""
+    """Answers with the number of bytes in the body, at /busy with a refusal; gives up when the client
+    does.
+    """
     assert scope["type"] == "http"
     length, more = 0, True
     while more:
@@ -38,7 +41,9 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         more = message.get("more_body", False)
     body = str(length).encode()
     headers = [(b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if busy := scope["path"] == "/busy":
+        scope["code"] = "overloaded"  # as the application itself notes its refusals
+    await send({"type": "http.response.start", "status": 503 if busy else 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -71,6 +76,16 @@ def connect(address: tuple[str, int]) -> socket.socket:
 def read_to_the_end(client: socket.socket) -> bytes:
     answer = b""
     while part := client.recv(65536):
+        answer += part
+    return answer
+
+
+def read_answer(client: socket.socket, length: bytes = b"0") -> bytes:
+    """An answer of `echo` to a body of that length, on a connection that stays open."""
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n" + length):
+        part = client.recv(65536)
+        assert part, answer
         answer += part
     return answer
 
@@ -124,9 +139,7 @@ def test_a_slow_but_steady_upload_is_let_through(address: tuple[str, int]) -> No
             except TimeoutError:
                 continue
         client.settimeout(SECONDS)
-        answer = b""
-        while not answer.endswith(b"\r\n\r\n100000"):
-            answer += client.recv(65536)
+        read_answer(client, b"100000")
 
 
 def test_an_idle_connection_after_an_answer_is_closed_when_the_next_request_stalls(
@@ -134,9 +147,7 @@ def test_an_idle_connection_after_an_answer_is_closed_when_the_next_request_stal
 ) -> None:
     with connect(address) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        answer = b""
-        while not answer.endswith(b"\r\n\r\n0"):
-            answer += client.recv(65536)
+        read_answer(client)
         client.sendall(b"GET / HT")
         assert read_to_the_end(client).startswith(b"HTTP/1.1 408")
 
@@ -161,6 +172,21 @@ def test_pipelined_requests_are_answered_in_order(address: tuple[str, int]) -> N
         while not answer.endswith(b"\r\n\r\n3"):
             answer += client.recv(65536)
     assert re.findall(rb"\r\n\r\n(\d)", answer) == [b"1", b"2", b"3"]
+
+
+@pytest.mark.fault("L01")
+def test_who_is_refused_and_asks_again_at_once_is_read_a_little_later(address: tuple[str, int]) -> None:
+    with connect(address) as client:
+        client.sendall(b"GET /busy HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_answer(client).startswith(b"HTTP/1.1 503 ")
+        start = time.monotonic()
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        with connect(address) as other:
+            other.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_answer(other).startswith(b"HTTP/1.1 200 ")
+        others = time.monotonic() - start
+        assert read_answer(client).startswith(b"HTTP/1.1 200 ")
+        assert time.monotonic() - start > 0.9 > others
 
 
 def test_a_client_that_still_sends_reads_why_it_was_refused(address: tuple[str, int]) -> None:
