@@ -207,7 +207,11 @@ def _inspect(options: argparse.Namespace) -> int:
 def _graph(options: argparse.Namespace) -> int:
     from app.exporter import export_graph
     from app.graphs import FOLDER
+    from app.quantiser import quantise_graph
 
     path = export_graph(options.architecture, FOLDER)
-    print(f"{path} and {path.with_suffix('.json').name}: deploy both with the application")
+    ends = [".json", *([".int8.onnx", ".ranges.onnx"] if quantise_graph(path) else [])]
+    print(
+        f"{path}, {', '.join(path.with_suffix(end).name for end in ends)}: deploy them with the application"
+    )
     return 0

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from app.cores import usable_cores
 from app.errors import CheckpointError
-from app.graphs import Graph
 from app.head import Head, sigmoid, softmax
 
 # From 1.29 on, ONNX Runtime's own builds for Linux tell Microsoft of every model that is opened, unless this
@@ -23,6 +22,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 Float32 = npt.NDArray[np.float32]
+Arrays = Mapping[str, npt.NDArray[Any]]  # by name
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,10 @@ class OnnxEngine:
 class Engine:
     """A network ready to compute. Not for several threads at once: it uses all cores by itself."""
 
-    def __init__(
-        self, graph: Graph, arrays: Mapping[str, npt.NDArray[Any]], head: Head, multi_label: bool = False
-    ) -> None:
-        """Bind `arrays` (by state-dict names) to the graph and make the session: one thread a core."""
-        options = _options()
-        # The session refers to these arrays and does not own them. Aligned float32 in the machine's order;
-        # arrays that are so already are bound without a copy.
-        self._weights = [np.require(arrays[name], np.float32, ["C", "ALIGNED"]) for name in graph.weights]
-        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights]
-        options.add_external_initializers(list(graph.weights), values)
-        self._session = ort.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
+    def __init__(self, path: Path, weights: Arrays, head: Head, multi_label: bool = False) -> None:
+        """Bind `weights` to the weightless graph at `path`, in whose types they are: one thread a core."""
+        self._weights = weights  # the session refers to them and does not own them
+        self._session = bound_session(path, weights)
         self._head = head
         self._activation = sigmoid if multi_label else softmax
 
@@ -133,6 +126,20 @@ class Engine:
             pooled = self._head.pooled(features)
             probabilities = self._activation(self._head.logits(pooled))
         return [Answer(*both) for both in zip(probabilities, pooled, strict=True)]
+
+
+def bound_session(path: Path, weights: Arrays, *, small: bool = False) -> ort.InferenceSession:
+    """A session of a weightless graph that refers to `weights`, which are to be kept for as long.
+
+    ONNX Runtime lays the weights of convolutions out anew for speed; `small` spares those copies of them.
+    """
+    options = _options()
+    if small:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _options() -> ort.SessionOptions:

@@ -192,7 +192,7 @@ def _export(
     expected = {name: list(tensor.shape) for name, tensor in state.items()}
     # whole numbers are indexes, which belong to the architecture: they stay in the graph
     numbers = {name for name, tensor in state.items() if tensor.is_floating_point()}
-    proto, bound = _weightless(program.model_proto, numbers)
+    proto, bound = weightless(program.model_proto, numbers)
     description = {
         "architecture": name,
         "channels": model(pixels).shape[1],
@@ -202,12 +202,12 @@ def _export(
         "weights": {name: shape for name, shape in expected.items() if name in bound},
     }
     path = folder / f"{name}.onnx"
-    _write(path, proto.SerializeToString())
-    _write(folder / f"{name}.json", f"{json.dumps(description, separators=(',', ':'))}\n".encode())
+    write(path, proto.SerializeToString())
+    write(folder / f"{name}.json", f"{json.dumps(description, separators=(',', ':'))}\n".encode())
     return path
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Whole or not at all: another process may be reading."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
@@ -236,7 +236,7 @@ def _own_head(architecture: str) -> tuple[dict[str, str], list[str]]:
     return (prefixes, steps) if steps else ({}, [])
 
 
-def _weightless(proto: "onnx.ModelProto", names: set[str]) -> "tuple[onnx.ModelProto, set[str]]":
+def weightless(proto: "onnx.ModelProto", names: set[str]) -> "tuple[onnx.ModelProto, set[str]]":
     """The graph with its initializers in `names` emptied and marked as external, and which those are."""
     onnx = importlib.import_module("onnx")
     bound = set()

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +18,10 @@ from PIL import Image
 
 from app.checkpoint import Checkpoint, read_checkpoint
 from app.download import Fetched, fetch, temporary_folder
-from app.engine import Engine, OnnxEngine
-from app.errors import ArchitectureUnknown, CheckpointError
-from app.explain import Explainer, Look
+from app.engine import Answer, Engine, OnnxEngine
+from app.errors import ArchitectureUnknown, CheckpointError, ProofError
+from app.explain import Explainer
 from app.graphs import Graph, read_graph, shipped_graphs
-from app.head import Head
 from app.inspection import (
     FORMS,
     REBUILT,
@@ -35,9 +34,11 @@ from app.inspection import (
     recognise,
 )
 from app.metrics import Metrics
+from app.picture import Size, decode
+from app.precision import Precision, compare, measure_gain, quantise
 from app.predictor import ModelCard, Predictor, unit
 from app.preprocess import Preprocess
-from app.proof import Answerer, Prepare, Proof, ProofResult, Run, prove, read_proof
+from app.proof import Answerer, Prepare, Proof, ProofResult, Run, prove, read_proof, replay
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -94,39 +95,48 @@ def _open(
     prepare, run = built.answerer(preprocess)
 
     report("warming up", None)
-    black = Image.new("RGB", preprocess.size)
+    _warm_up(prepare, run, preprocess.size)
+    logger.info(
+        "serving %s (%s, %d classes); pipeline %s, %d x %d px, mean %s, std %s",
+        *(built.architecture, FORMS[built.generation] if built.network else checkpoint.container),
+        *(len(settings.classes), preprocess.pipeline),
+        *(*preprocess.size, list(preprocess.mean), list(preprocess.std)),
+    )
+    result: ProofResult | None = None
+    answers: Sequence[Answer] = ()
+    if proof:
+        report("proving", None)
+        result, answers = prove(proof, settings.classes, built.answerer, preprocess, settings.exif)
+        logger.info(
+            "the proof agrees: %d photos, largest difference %.5f", result.photos, result.worst_difference
+        )
+    built, answers, precision = _quickened(built, proof, answers, preprocess)
+    if precision.used == "int8":
+        prepare, run = built.answerer(preprocess)
+    known = unit(np.stack([answer.features for answer in answers])) if answers else None
+    checkpoint.release()  # ONNX Runtime has its own copy of the weights, in the order that it computes in
+    card = _card(fetched, built, preprocess, result, precision)
+    explain = None
+    if built.engine and built.network:
+        explain = Explainer(prepare, built.engine.look, built.network.head, preprocess, settings.classes)
+    return Predictor(card, settings, prepare, run, metrics, known, explain)
+
+
+def _warm_up(prepare: Prepare, run: Run, size: Size) -> None:
+    """Compute a black picture. Raises CheckpointError where that fails, or gives what is no number."""
+    black = Image.new("RGB", size)
     try:
-        answers = run([prepare(black)])
+        warm = run([prepare(black)])
     except Exception as error:  # of ONNX Runtime and torch, which have no common class of their own
         raise CheckpointError(
             "The network cannot compute a picture of {} x {} px ({}): set image_size to what it was trained "
-            "with.".format(*preprocess.size, " ".join(str(error).split())[:200])
+            "with.".format(*size, " ".join(str(error).split())[:200])
         ) from error
-    if not np.isfinite(answers[0].probabilities).all():
+    if not np.isfinite(warm[0].probabilities).all():
         raise CheckpointError(
             "The checkpoint answers a black picture with what is no number: its weights are too large to "
             "compute with. Save a checkpoint from before the training diverged."
         )
-    logger.info(
-        "serving %s (%s, %d classes); pipeline %s, %d x %d px, mean %s, std %s",
-        *(built.architecture, FORMS[built.generation] if built.head else checkpoint.container),
-        *(len(settings.classes), preprocess.pipeline),
-        *(*preprocess.size, list(preprocess.mean), list(preprocess.std)),
-    )
-    result = known = None
-    if proof:
-        report("proving", None)
-        result, features = prove(proof, settings.classes, built.answerer, preprocess, settings.exif)
-        known = unit(features)
-        logger.info(
-            "the proof agrees: %d photos, largest difference %.5f", result.photos, result.worst_difference
-        )
-    checkpoint.release()  # ONNX Runtime has its own copy of the weights, in the order that it computes in
-    card = _card(fetched, built, preprocess, result)
-    explain = None
-    if built.look and built.head:
-        explain = Explainer(prepare, built.look, built.head, preprocess, settings.classes)
-    return Predictor(card, settings, prepare, run, metrics, known, explain)
 
 
 async def inspect_file(location: str, report: Report) -> Inspection:
@@ -140,16 +150,16 @@ async def inspect_file(location: str, report: Report) -> Inspection:
 
 @dataclass(frozen=True)
 class Built:
-    """An engine, and the settings that the checkpoint has completed. `head` is None where the engine has its
-    own.
+    """What answers, and the settings that the checkpoint has completed. `network` and `engine` are None where
+    no shipped graph computes the body.
     """
 
     architecture: str
     generation: int
     settings: Settings
     answerer: Answerer
-    head: Head | None = None
-    look: Look | None = None
+    network: Network | None = None
+    engine: Engine | None = None
 
 
 def _build(fetched: Fetched[Checkpoint], settings: Settings, report: Report) -> Built:
@@ -164,15 +174,50 @@ def _build(fetched: Fetched[Checkpoint], settings: Settings, report: Report) -> 
     except ArchitectureUnknown as error:
         network = fitted(_own_graph(fetched, settings, report, error), checkpoint.arrays)
     complete_settings = _completed(settings, checkpoint, network)
-    engine = Engine(network.graph, network.arrays, network.head, complete_settings.multi_label)
+    weights = network.graph.float32(network.arrays)
+    engine = Engine(network.graph.path, weights, network.head, complete_settings.multi_label)
     return Built(
         network.graph.architecture,
         network.head.generation,
         complete_settings,
         lambda preprocess: (preprocess, engine.run),
-        network.head,
-        engine.look,
+        network,
+        engine,
     )
+
+
+def _quickened(
+    built: Built, proof: Proof | None, answers: Sequence[Answer], preprocess: Preprocess
+) -> tuple[Built, Sequence[Answer], Precision]:
+    """The same in int8, if the settings ask for it, the `answers` to the proof agree and it is quicker; its
+    own answers; and why.
+
+    Raises ProofError where the settings insist on int8 and it cannot be used.
+    """
+    settings, network, engine = built.settings, built.network, built.engine
+    if settings.precision == "float32":
+        return built, answers, Precision("float32", "the setting precision")
+    if not (network and engine and network.graph.int8):
+        precision = Precision("float32", f"{built.architecture} has no graph in int8")
+    elif proof is None:
+        precision = Precision("float32", "there is no proof_url, by whose photos int8 could be judged")
+    else:
+        pixels = (preprocess(decode(each.photo, settings.exif)) for each in proof.photos)
+        numbers = quantise(network.graph, network.graph.int8, network.arrays, pixels)
+        quick = Engine(network.graph.int8.path, numbers, network.head, settings.multi_label)
+        quickened = replace(built, answerer=lambda preprocess: (preprocess, quick.run), engine=quick)
+        found = replay(proof, quickened.answerer, preprocess, settings.exif)
+        gain = measure_gain(engine, quick, preprocess.size)
+        insist = settings.precision == "int8"
+        precision = compare(answers, found, gain, settings.unsure_below, insist)
+        if precision.used == "int8":
+            built, answers = quickened, found
+    if precision.used != settings.precision != "auto":
+        raise ProofError(
+            f'The setting precision is "int8", but {precision.why}: set precision to "float32" or "auto".'
+        )
+    logger.info("computing in %s: %s", precision.used, precision.why)
+    return built, answers, precision
 
 
 def _build_onnx(checkpoint: Checkpoint, settings: Settings) -> Built:
@@ -255,7 +300,11 @@ def _preprocess(settings: Settings) -> Preprocess:
 
 
 def _card(
-    fetched: Fetched[Checkpoint], built: Built, preprocess: Preprocess, proof: ProofResult | None
+    fetched: Fetched[Checkpoint],
+    built: Built,
+    preprocess: Preprocess,
+    proof: ProofResult | None,
+    precision: Precision,
 ) -> ModelCard:
     settings = built.settings
     packages = (
@@ -270,6 +319,7 @@ def _card(
         preprocess=preprocess,
         exif=settings.exif,
         proof=proof,
+        precision=precision,
         sha256=fetched.sha256,
         bytes=fetched.path.stat().st_size,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},

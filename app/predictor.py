@@ -20,6 +20,7 @@ from app.engine import Answer
 from app.errors import BadOutput, NotExplained
 from app.explain import Explainer, Explanation
 from app.metrics import Metrics
+from app.precision import Precision
 from app.preprocess import Preprocess
 from app.proof import Prepare, ProofResult, Run
 from app.settings import Settings
@@ -65,6 +66,7 @@ class ModelCard:
     preprocess: Preprocess
     exif: str
     proof: ProofResult | None
+    precision: Precision
     sha256: str
     bytes: int
     versions: dict[str, str]

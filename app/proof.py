@@ -84,9 +84,8 @@ def read_proof(path: Path) -> Proof:
 
 def prove(
     proof: Proof, classes: Sequence[str], answerer: Answerer, preprocess: Preprocess, exif: Exif
-) -> tuple[ProofResult, Float32]:
-    """Replay the proof through the pipeline that is served: how well it agrees, and the (photos, features)
-    seen.
+) -> tuple[ProofResult, list[Answer]]:
+    """Replay the proof through the pipeline that is served: how well it agrees, and the answers.
 
     Raises ProofError unless all agree: it names the worst photo and the setting that would make them agree.
     """
@@ -95,52 +94,54 @@ def prove(
             f"The classes in the settings are {', '.join(classes)[:300]}, but the notebook's are, in this "
             f"order: classes = {msgspec.json.encode(proof.classes).decode()[:1000]}"
         )
-    answers, features = _answers(proof, answerer, preprocess, exif)
+    answers = replay(proof, answerer, preprocess, exif)
     result = _compare(proof, answers)
     if result.agrees:
-        return result, features
+        return result, answers
     raise ProofError(
         f"{_disagreement(proof, answers, result)} {_diagnosis(proof, answerer, preprocess, exif)}"
     )
 
 
-def _answers(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif) -> tuple[Float32, Float32]:
-    """(photos, classes) probabilities and (photos, features), by the pipeline as given."""
+def replay(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif) -> list[Answer]:
+    """The answers to the photos, by the pipeline as given. Raises ProofError where a photo cannot be read."""
     prepare, run = answerer(preprocess)
-    rows = []
+    answers = []
     for photo in proof.photos:
         try:
-            rows.append(run([prepare(decode(photo.photo, exif))])[0])
+            answers += run([prepare(decode(photo.photo, exif))])
         except RequestError as error:
             raise ProofError(f"The photo {photo.name} of the proof cannot be used: {error}") from error
-    return np.stack([row.probabilities for row in rows]), np.stack([row.features for row in rows])
+    return answers
 
 
-def _compare(proof: Proof, answers: Float32) -> ProofResult:
+def _compare(proof: Proof, answers: Sequence[Answer]) -> ProofResult:
     expected = np.array([photo.probabilities for photo in proof.photos], np.float32)
-    differences = np.abs(answers - expected).max(axis=1)
-    flips = int((answers.argmax(axis=1) != expected.argmax(axis=1)).sum())
+    found = np.stack([answer.probabilities for answer in answers])
+    differences = np.abs(found - expected).max(axis=1)
+    flips = int((found.argmax(axis=1) != expected.argmax(axis=1)).sum())
     worst = int(differences.argmax())
     return ProofResult(len(proof.photos), proof.photos[worst].name, float(differences[worst]), flips)
 
 
-def _disagreement(proof: Proof, answers: Float32, result: ProofResult) -> str:
+def _disagreement(proof: Proof, answers: Sequence[Answer], result: ProofResult) -> str:
     worst = next(i for i, photo in enumerate(proof.photos) if photo.name == result.worst_photo)
     expected = np.array(proof.photos[worst].probabilities)
-    theirs, ours = int(expected.argmax()), int(answers[worst].argmax())
+    found = answers[worst].probabilities
+    theirs, ours = int(expected.argmax()), int(found.argmax())
     return (
         f"The proof fails: {result.flips} of {result.photos} photos get another class than in the notebook. "
         f"The worst is {result.worst_photo}: there {proof.classes[theirs]} with {expected[theirs]:.3f}, here "
-        f"{proof.classes[ours]} with {answers[worst][ours]:.3f}."
+        f"{proof.classes[ours]} with {found[ours]:.3f}."
     )
 
 
 def _diagnosis(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif) -> str:
     """The sentence that names the one setting whose change makes all agree, if there is one."""
     for setting, changed, turned in _suspects(preprocess, exif):
-        if _compare(proof, _answers(proof, answerer, changed, turned)[0]).agrees:
+        if _compare(proof, replay(proof, answerer, changed, turned)).agrees:
             return f"With {setting} all agree: say so in the settings."
-    if order := _order(proof, _answers(proof, answerer, preprocess, exif)[0]):
+    if order := _order(proof, replay(proof, answerer, preprocess, exif)):
         return f"With the classes in another order all agree: the checkpoint was trained with {order}."
     return (
         "No single setting makes them agree (tried: exif, pipeline, resize_method, mean and std, image_size, "
@@ -164,10 +165,11 @@ def _suspects(preprocess: Preprocess, exif: Exif) -> Iterator[tuple[str, Preproc
         yield f"image_size = {size}", replace(preprocess, size=(size, size)), exif
 
 
-def _order(proof: Proof, answers: Float32) -> str:
+def _order(proof: Proof, answers: Sequence[Answer]) -> str:
     """The classes in the order in which the answers would agree, if there is one such order."""
     expected = np.array([photo.probabilities for photo in proof.photos], np.float32)
-    distances = np.abs(answers[:, :, None] - expected[:, None, :]).max(axis=0)  # (ours, theirs)
+    found = np.stack([answer.probabilities for answer in answers])
+    distances = np.abs(found[:, :, None] - expected[:, None, :]).max(axis=0)  # (ours, theirs)
     nearest = distances.argmin(axis=1)
     if len(set(nearest)) < len(nearest) or distances.min(axis=1).max() > TOLERANCE:
         return ""

@@ -75,6 +75,10 @@ class Settings:
     exact: Annotated[
         bool, Meta(description="false: large JPEGs are decoded at a reduced size, three times faster")
     ] = True
+    precision: Annotated[
+        Literal["float32", "auto", "int8"],
+        Meta(description='"auto": int8 where the proof agrees and it is quicker; "int8": that or nothing'),
+    ] = "float32"
     multi_label: Annotated[
         bool, Meta(description="several classes may be right: MultiCategoryBlock, sigmoid instead of softmax")
     ] = False

@@ -166,7 +166,7 @@ def engine_alone(checkpoint: Path, photo: Path, seconds: float) -> dict[str, flo
 
     arrays = read_checkpoint(checkpoint).arrays
     graph = find_graph(arrays)
-    engine = Engine(graph, arrays, read_head(arrays, graph.channels))
+    engine = Engine(graph.path, graph.float32(arrays), read_head(arrays, graph.channels))
     preprocess, data = Preprocess(), photo.read_bytes()
     pixels = preprocess(decode(data))
     engine.run([pixels])

@@ -36,7 +36,7 @@ def test_a_graph_serves_every_image_size(size: tuple[int, int], vision: Any) -> 
     pixels = np.random.default_rng(0).standard_normal((2, 3, *size), np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(pixels)).softmax(1).numpy()
-    answers = Engine(graph, arrays, read_head(arrays, graph.channels)).run(list(pixels))
+    answers = Engine(graph.path, graph.float32(arrays), read_head(arrays, graph.channels)).run(list(pixels))
     np.testing.assert_allclose([answer.probabilities for answer in answers], expected, atol=1e-5)
 
 

@@ -41,7 +41,7 @@ def served(path: Path, preprocess: Preprocess, architecture: str = "") -> Callab
     """The way of a picture through the engine, from a file that fastai saved."""
     arrays = read_checkpoint(path).arrays
     graph = find_graph(arrays, architecture)
-    engine = Engine(graph, arrays, read_head(arrays, graph.channels))
+    engine = Engine(graph.path, graph.float32(arrays), read_head(arrays, graph.channels))
     return lambda photo: engine.run([preprocess(decode(photo.read_bytes(), "ignore"))])[0].probabilities
 
 
@@ -137,7 +137,7 @@ def test_a_batch_answers_as_its_photos_alone(make_learner: Callable[..., Any], v
     path = make_learner("resnet18", vision.Resize(224)).save("stage-2", with_opt=False)
     arrays = read_checkpoint(path).arrays
     graph = find_graph(arrays)
-    engine = Engine(graph, arrays, read_head(arrays, graph.channels))
+    engine = Engine(graph.path, graph.float32(arrays), read_head(arrays, graph.channels))
     pixels = [Preprocess()(decode(photo.read_bytes())) for photo in IMAGES[:5]]
     for together, one in zip(engine.run(pixels), pixels, strict=True):
         (alone,) = engine.run([one])

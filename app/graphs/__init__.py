@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import numpy.typing as npt
 
 from app.errors import ArchitectureUnknown
@@ -25,6 +26,20 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Int8:
+    """What fills the companions of a graph that `quantiser.py` makes: `path` computes in int8, `ranges` tells
+    the smallest and the largest number in each of `tensors`.
+
+    `convolutions` has the modules that are taken together: of a Conv its BatchNorm, and the tensor it reads.
+    """
+
+    path: Path
+    ranges: Path
+    convolutions: dict[str, tuple[str, str]]
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Graph:
     """A body without its weights.
 
@@ -33,6 +48,7 @@ class Graph:
     the (N, C) features of a transformer. `side` is the one height and width it takes, None where it takes
     any. `prefixes` maps the names that its library gives to its parts to those that fastai gives; `head` are
     the steps of the library's own head, for `head.read_head`; both are empty where that is not served.
+    `int8` is None where the body has no companion that computes in int8.
     """
 
     architecture: str
@@ -43,6 +59,13 @@ class Graph:
     size: tuple[int, int] | None = None
     prefixes: Mapping[str, str] = field(default_factory=dict)
     head: tuple[str, ...] = ()
+    int8: Int8 | None = None
+
+    def float32(self, arrays: Arrays) -> dict[str, Array]:
+        """The arrays that the graph binds: aligned float32 in the machine's order. What is so already is not
+        copied.
+        """
+        return {name: np.require(arrays[name], np.float32, ["C", "ALIGNED"]) for name in self.weights}
 
     def fits(self, arrays: Arrays) -> bool:
         """Whether a checkpoint is this architecture. Quick: the first weights tell most of them apart."""
@@ -103,15 +126,24 @@ def shipped_graphs(folder: Path = FOLDER) -> list[Graph]:
 def read_graph(path: Path) -> Graph:
     """The graph that a .json file describes; its .onnx file stands beside it."""
     description = json.loads(path.read_text())
+    int8 = description.get("int8")
     return Graph(
         architecture=description["architecture"],
-        path=path.with_name(f"{description['architecture']}.onnx"),
+        path=path.with_suffix(".onnx"),
         weights={name: tuple(shape) for name, shape in description["weights"].items()},
         unused=frozenset(description["unused"]),
         channels=description["channels"],
         size=tuple(description["size"]) if description["size"] else None,
         prefixes=description["prefixes"],
         head=tuple(description["head"]),
+        int8=Int8(
+            path=path.with_suffix(".int8.onnx"),
+            ranges=path.with_suffix(".ranges.onnx"),
+            convolutions={name: tuple(others) for name, others in int8["convolutions"].items()},
+            tensors=tuple(int8["tensors"]),
+        )
+        if int8
+        else None,
     )
 
 
