@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import io
 import ipaddress
 import logging
 import os
@@ -15,6 +16,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 # tries. Not by process id: containers that share a volume have the same ones. Not by a lock: network file
 # systems pretend to have them.
 LEFTOVER: Final = 600.0  # seconds
+PIECE: Final = 4_000_000  # bytes
 
 logger = logging.getLogger(__name__)
 
@@ -172,13 +175,27 @@ def _is_this_machine(name: str) -> bool:
 def _check(path: Path, expected: str, where: str, verify: Callable[[Path], Content]) -> Fetched[Content]:
     """The file, if its sha256 is the `expected` one. Raises DownloadError and what `verify` raises."""
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as beside:
+            digest = beside.submit(_digest, file)
+            if expected:  # what may be another file is not read before that is known
+                _check_sum(digest.result(), expected, where)
+            content = verify(path)
+            return Fetched(path, digest.result(), content)
     except OSError as error:
         raise DownloadError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if expected not in ("", found):
+
+
+def _digest(file: io.FileIO) -> str:
+    """The sha256. Read in large pieces: between two of them Python's lock may have to be waited for."""
+    digest, piece = hashlib.sha256(), memoryview(bytearray(PIECE))
+    while count := file.readinto(piece):
+        digest.update(piece[:count])
+    return digest.hexdigest()
+
+
+def _check_sum(found: str, expected: str, where: str) -> None:
+    if found != expected:
         raise ChecksumMismatch(
             f"The file {where} has the sha256 {found}, but model_sha256 is {expected}: it is not the "
             "file that was meant. Correct the link, or the setting."
         )
-    return Fetched(path, found, verify(path))

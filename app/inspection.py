@@ -90,7 +90,9 @@ def fitted(graph: Graph, arrays: Mapping[str, npt.NDArray[Any]]) -> Network:
 def check_numbers(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Raise CheckpointError where a weight is NaN or infinite."""
     for name, array in arrays.items():
-        if not np.isfinite(array).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = array.sum()  # finite only if all are, and a third of the time
+        if not (np.isfinite(total) or np.isfinite(array).all()):
             raise CheckpointError(
                 f"The checkpoint holds weights that are no numbers (NaN or infinite, in {name}): the "
                 "training diverged. Save a checkpoint from before it did."

@@ -1,36 +1,21 @@
-"""The serving process: its log, its signals, its descriptors, and uvicorn in the middle of it."""
+"""The serving process: its log, its memory, and its start."""
 
 import asyncio
 import contextlib
 import ctypes
-import errno
-import logging
-import os
-import signal
-import socket
-from collections.abc import Sequence
-from types import FrameType
-from typing import Any, Final
-
-import uvicorn
-from starlette.applications import Starlette
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 from app.errors import StartupError
 from app.limits import hush
 from app.logs import start_logging
-from app.protocol import DeadlineProtocol, descriptors
-from app.server import create_app
+from app.service import Service
 from app.settings import Settings
 
 M_MMAP_THRESHOLD: Final = -3  # glibc's malloc.h
 LARGE_BLOCK: Final = (
     1_000_000  # bytes: pictures and their crops are larger, what is made anew all the time smaller
 )
-GRACE: Final = 30  # seconds for what is under way when the end is asked for: hosts kill after 10 to 30
-
-SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # for which asyncio waits a second
-
-logger = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
@@ -38,19 +23,27 @@ def serve(settings: Settings, host: str, port: int) -> None:
     hush()
     _return_large_blocks()
     with contextlib.closing(start_logging(settings.log_format)):
-        failures: list[StartupError] = []
+        # asyncio's loop everywhere: uvloop is not among what serving needs, but often there
+        asyncio.run(_serve(settings, host, port))
 
-        def stop(error: StartupError) -> None:
-            failures.append(error)
-            server.should_exit = True
 
-        server = _Server(_config(create_app(settings, stop), host, port, settings.trusted_proxies))
-        # uvicorn drains on SIGTERM and then raises it once more: what was asked for is done, and that is
-        # exit code 0
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        server.run()
-    if failures:
-        raise failures[0]
+async def _serve(settings: Settings, host: str, port: int) -> None:
+    """Two things at once, since either is half of the start: the model is opened, mostly by C++ and beside
+    Python's lock, and the modules that speak HTTP are imported.
+    """
+    failed: asyncio.Future[StartupError] = asyncio.get_running_loop().create_future()
+    service = Service(settings, failed.set_result)
+    service.start()
+    listen = await asyncio.to_thread(_import_listen)
+    await listen(service, host, port, failed)
+    if failed.done():
+        raise failed.result()
+
+
+def _import_listen() -> Callable[[Service, str, int, asyncio.Future[StartupError]], Awaitable[None]]:
+    from app.listener import listen
+
+    return listen
 
 
 def _return_large_blocks() -> None:
@@ -61,50 +54,3 @@ def _return_large_blocks() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-
-
-def _config(app: Starlette, host: str, port: int, trusted_proxies: Sequence[str]) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        http=DeadlineProtocol,
-        loop="asyncio",  # the same everywhere: uvloop is not among what serving needs, but often there
-        ws="none",
-        log_config=None,
-        access_log=False,  # the application writes one line a request itself
-        server_header=False,
-        proxy_headers=bool(trusted_proxies),  # of nobody else: whoever is asked for X-Forwarded-For may lie
-        forwarded_allow_ips=list(trusted_proxies),
-        backlog=min(
-            1024, descriptors() // 4
-        ),  # as many may be accepted before the bound on them is looked at
-        timeout_graceful_shutdown=GRACE,
-    )
-
-
-class _Server(uvicorn.Server):
-    """Drains on the first signal, ends on the second one."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            os._exit(128 + sig)
-        super().handle_exit(sig, frame)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(_one_line)
-        await super().startup(sockets)
-
-
-def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What asyncio says when a connection cannot be accepted, without the traceback: it tries again."""
-    error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in (
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOBUFS,
-        errno.ENOMEM,
-    ):
-        logger.warning("connections have to wait: %s", error.strerror)
-    else:
-        loop.default_exception_handler(context)

@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 class Service:
     """What the requests share: the predictor once it is open, and until then how far opening has come."""
 
-    def __init__(
-        self, settings: Settings, metrics: Metrics, on_failure: Callable[[StartupError], None]
-    ) -> None:
+    def __init__(self, settings: Settings, on_failure: Callable[[StartupError], object]) -> None:
+        """`on_failure` is called once, from the event loop, if the predictor cannot be opened."""
         self.settings = settings
-        self.metrics = metrics
+        self.metrics = Metrics()
         self._on_failure = on_failure
+        self._opening: asyncio.Task[None] | None = None
         self.keys = Keys(settings.api_keys)
         self.pace = Pace(settings.rate_limit)
         self.fetching = asyncio.Semaphore(MAX_FETCHING)
@@ -37,6 +37,12 @@ class Service:
         self.percent: int | None = None
         self.received: int | None = None
         self.total: int | None = None
+
+    def start(self) -> "asyncio.Task[None]":
+        """Begin to open the predictor, if that has not begun: the task ends when it has, or has failed."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        return self._opening
 
     @property
     def predictor(self) -> Predictor:
@@ -70,8 +76,7 @@ class Service:
         progress = {"phase": self.phase, "percent": self.percent}
         return progress if self.received is None else progress | {"bytes": self.received, "total": self.total}
 
-    async def open(self) -> None:
-        """Open the predictor; a failure is logged as one sentence and handed to `on_failure`."""
+    async def _open(self) -> None:
         start = time.monotonic()
         try:
             self._predictor = await open_predictor(self.settings, self.report, self.metrics)
@@ -91,5 +96,8 @@ class Service:
 
     async def close(self) -> None:
         """Let what is under way finish."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.gather(self._opening, return_exceptions=True)
         if self._predictor is not None:
             await self._predictor.close()

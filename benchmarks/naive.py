@@ -3,11 +3,12 @@ against.
 
     python benchmarks/naive.py --port 8081 export.pkl
 
-`--make FOLDER` writes the files that both servers serve: stage-2.pth, export.pkl, and answers.json with what
-`learn.predict` says of each picture.
+`--make FOLDER` writes the files that the servers serve: stage-2.pth, export.pkl, proof.json, and answers.json
+with what `learn.predict` says of each picture.
 """
 
 import argparse
+import base64
 import io
 import json
 import sys
@@ -45,42 +46,39 @@ def create_app(export: Path) -> Starlette:
 
 
 def make(folder: Path) -> None:
-    """A ResNet34 of three classes as `vision_learner` makes it, saved both ways.
+    """A ResNet34 of three classes as `vision_learner` makes it, saved both ways, and a proof of it.
 
-    It is not trained: that makes no difference to speed. The statistics of its BatchNorm layers are those of
-    the pictures, so that its answers are spread as a trained network's are.
+    It learns a dozen pictures by heart, so that its answers are as decided as a trained network's are.
     """
     vision = import_fastai()
-    import torch
-
     vision.set_seed(7)
-    photos = sorted(PICTURES.iterdir())[:24]
+    photos = sorted(PICTURES.iterdir())[:12]
     dls = vision.ImageDataLoaders.from_lists(
         PICTURES,
         photos,
         [CLASSES[i % len(CLASSES)] for i in range(len(photos))],
+        valid_pct=0,
         item_tfms=vision.Resize(224),
-        batch_tfms=[*vision.aug_transforms(), vision.Normalize.from_stats(*vision.imagenet_stats)],
-        bs=12,
+        batch_tfms=[vision.Normalize.from_stats(*vision.imagenet_stats)],
+        bs=6,
         num_workers=0,
     )
     learn = vision.vision_learner(dls, vision.models.resnet34, pretrained=False)
     learn.path, learn.model_dir = folder, "."
-    for module in learn.model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = None  # the plain average over all batches
-    with torch.no_grad():
-        learn.model.train()
-        for pixels, _ in dls.train:
-            learn.model(pixels)
-    learn.model.eval()
+    learn.unfreeze()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(40, 1e-3)
     learn.save("stage-2", with_opt=False)
     learn.export("export.pkl")
-    answers: dict[str, Any] = {}
+    proof, answers = [], dict[str, Any]()
     with learn.no_bar(), learn.no_logging():
         for photo in sorted(PICTURES.iterdir()):
             label, _, probabilities = learn.predict(photo)
             answers[photo.name] = {"result": str(label), "confidence": float(max(probabilities))}
+            if photo in photos:
+                content = base64.b64encode(photo.read_bytes()).decode()
+                proof.append({"name": photo.name, "photo": content, "probabilities": probabilities.tolist()})
+    (folder / "proof.json").write_text(json.dumps({"classes": CLASSES, "photos": proof}))
     (folder / "answers.json").write_text(json.dumps(answers))  # last: with it the folder is complete
 
 

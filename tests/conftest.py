@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,25 +66,40 @@ class ServerProcess:
 
 
 @contextmanager
+def started(command: list[str], **environment: str) -> Iterator[ServerProcess]:
+    """A server process, whose log is read; it is ended on the way out."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+    )
+    server = ServerProcess(process)
+    threading.Thread(target=server.read, daemon=True).start()
+    try:
+        yield server
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+
+
+@contextmanager
 def servers() -> Iterator[Callable[..., ServerProcess]]:
     """Start servers with their own environment and options; they are ended on the way out."""
-    running: list[ServerProcess] = []
+    with ExitStack() as stack:
 
-    def start(*options: str, **environment: str) -> ServerProcess:
-        command = [sys.executable, "-m", "app", "serve", "--port", "0", *options]
-        process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
-        )
-        server = ServerProcess(process)
-        running.append(server)
-        threading.Thread(target=server.read, daemon=True).start()
-        server.url = server.wait_for(r"running on (http://[\d.:]+)")[1]
-        return server
+        def start(*options: str, **environment: str) -> ServerProcess:
+            command = [sys.executable, "-m", "app", "serve", "--port", "0", *options]
+            server = stack.enter_context(started(command, **environment))
+            server.url = server.wait_for(r"running on (http://[\d.:]+)")[1]
+            return server
 
-    yield start
-    for server in running:
-        server.process.terminate()
-        server.process.wait(SECONDS)
+        yield start
+
+
+def retries() -> requests.adapters.Retry:
+    """Until the server listens, and until it is ready."""
+    return requests.adapters.Retry(
+        total=60, connect=60, status=60, status_forcelist=[503], backoff_factor=0.1, backoff_max=1,
+        allowed_methods=None, respect_retry_after_header=False,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

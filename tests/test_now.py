@@ -10,11 +10,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 
 from app.now import stage
 from app.settings import load_settings
-from tests.conftest import BEARS, IMAGES, ROOT, V1_CHECKPOINT, bears_environment, run_app
+from tests.conftest import (
+    BEARS,
+    IMAGES,
+    ROOT,
+    SECONDS,
+    V1_CHECKPOINT,
+    bears_environment,
+    image_bytes,
+    retries,
+    run_app,
+    started,
+)
 from tests.containers import CACHE
 from tests.http_server import send, serving
 from tests.test_docs import tracked
@@ -291,6 +303,20 @@ def test_vercel_by_hand_sends_the_same_files_once_now_json_is_renamed(
         assert ended.returncode == 0, ended.stderr
         assert vercel.sources().keys() == intended()
         assert vercel.deployment["projectSettings"]["framework"] == "container"
+
+
+def test_the_python_function_of_the_documents_answers(tmp_path: Path) -> None:
+    """Under uvicorn, which speaks ASGI as Vercel's runtime does."""
+    text = re.search(r"^`index.py`:\n\n```python\n(.*?)```", DEPLOY, re.M | re.S)
+    assert text
+    (tmp_path / "index.py").write_text(text[1])
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(tmp_path), "--port", "0", "index:app"]
+    with started(command, **bears_environment()) as server:
+        server.url = server.wait_for(r"running on (http://[\d.:]+)")[1]
+        with requests.Session() as session:
+            session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retries()))
+            assert session.get(f"{server.url}/readyz", timeout=SECONDS).status_code == 200
+        assert server.post(image_bytes("a00_224x224.jpg")).json()["result"] in BEARS
 
 
 @pytest.mark.deploy

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import ROOT, SECONDS, ServerProcess, bears_environment, image_bytes
+from tests.conftest import ROOT, SECONDS, ServerProcess, bears_environment, image_bytes, retries
 from tests.http_client import connect
 
 PHOTO = image_bytes("b01_12mp_3000x4000.jpg")
@@ -135,11 +135,3 @@ def test_it_serves_whoever_reads_its_log_or_does_not(redirections: str, tmp_path
         process.terminate()
         assert process.wait(SECONDS) == 0
         os.close(reader)
-
-
-def retries() -> requests.adapters.Retry:
-    """Until the server listens, and until it is ready."""
-    return requests.adapters.Retry(
-        total=60, connect=60, status=60, status_forcelist=[503], backoff_factor=0.1, backoff_max=1,
-        allowed_methods=None, respect_retry_after_header=False,
-    )  # fmt: skip
