@@ -29,7 +29,7 @@ check: .venv/dev ## ruff (lint and format) and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/dev ## this server beside the obvious one and its own engine: ten minutes on an idle machine; ARGS="--turns 1"
+bench: .venv/dev ## this server beside the obvious one and its own engine: a quarter of an hour on an idle machine; ARGS="--turns 1"
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 .venv/serve: requirements-serve.txt

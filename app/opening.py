@@ -207,9 +207,14 @@ def _quickened(
         quick = Engine(network.graph.int8.path, numbers, network.head, settings.multi_label)
         quickened = replace(built, answerer=lambda preprocess: (preprocess, quick.run), engine=quick)
         found = replay(proof, quickened.answerer, preprocess, settings.exif)
-        gain = measure_gain(engine, quick, preprocess.size)
-        insist = settings.precision == "int8"
-        precision = compare(answers, found, gain, settings.unsure_below, insist)
+        precision = compare(
+            answers,
+            found,
+            measure_gain(engine, quick, preprocess.size),
+            unsure_below=settings.unsure_below,
+            threshold=settings.threshold if settings.multi_label else None,
+            insist=settings.precision == "int8",
+        )
         if precision.used == "int8":
             built, answers = quickened, found
     if precision.used != settings.precision != "auto":

@@ -48,14 +48,24 @@ class Precision:
 
 
 def compare(
-    float32: Sequence[Answer], int8: Sequence[Answer], gain: float, unsure_below: float, insist: bool = False
+    float32: Sequence[Answer],
+    int8: Sequence[Answer],
+    gain: float,
+    *,
+    unsure_below: float = 0.0,
+    threshold: float | None = None,
+    insist: bool = False,
 ) -> Precision:
     """How far the answers in int8 are from those in float32 to the same photos.
 
-    `used` is int8 where they agree and it is LEAST_GAIN times as quick; to `insist` is not to mind how quick.
+    An answer is the likeliest class, or with a `threshold` all from there on. `used` is int8 where they agree
+    and it is LEAST_GAIN times as quick; to `insist` is not to mind how quick.
     """
     expected, found = (np.stack([answer.probabilities for answer in both]) for both in (float32, int8))
-    others = found.argmax(axis=1) != expected.argmax(axis=1)
+    if threshold is None:
+        others = found.argmax(axis=1) != expected.argmax(axis=1)
+    else:
+        others = ((found >= threshold) != (expected >= threshold)).any(axis=1)
     flips = int((others & (expected.max(axis=1) >= unsure_below)).sum())
     differences = np.abs(found - expected)
     mean, worst = float(differences.mean()), float(differences.max())

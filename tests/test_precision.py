@@ -303,24 +303,30 @@ def answers(*rows: tuple[float, ...]) -> list[Answer]:
 
 def test_one_sure_answer_of_another_class_is_too_many_and_one_that_is_unsure_is_not() -> None:
     float32, int8 = answers((0.501, 0.499), (0.9, 0.1)), answers((0.499, 0.501), (0.9, 0.1))
-    found = compare(float32, int8, gain=3.0, unsure_below=0.0)
+    found = compare(float32, int8, gain=3.0)
     assert (found.used, found.flips, found.photos) == ("float32", 1, 2)
     assert compare(float32, int8, gain=3.0, unsure_below=0.6).used == "int8"
 
 
+def test_where_several_classes_may_be_right_each_is_an_answer_of_its_own() -> None:
+    float32, int8 = answers((0.9, 0.501, 0.1)), answers((0.9, 0.499, 0.1))
+    assert compare(float32, int8, gain=3.0).flips == 0
+    assert compare(float32, int8, gain=3.0, threshold=0.5).flips == 1
+
+
 def test_probabilities_that_differ_by_over_a_hundredth_on_average_are_too_far() -> None:
     float32 = answers((0.9, 0.1))
-    assert compare(float32, answers((0.891, 0.109)), gain=3.0, unsure_below=0.0).used == "int8"
-    found = compare(float32, answers((0.889, 0.111)), gain=3.0, unsure_below=0.0)
+    assert compare(float32, answers((0.891, 0.109)), gain=3.0).used == "int8"
+    found = compare(float32, answers((0.889, 0.111)), gain=3.0)
     assert (found.used, found.flips) == ("float32", 0)
     assert found.worst_difference == pytest.approx(0.011, abs=1e-6)
 
 
 def test_int8_that_is_hardly_quicker_is_used_by_who_insists_alone() -> None:
     same = answers((0.9, 0.1))
-    assert compare(same, same, gain=1.2, unsure_below=0.0).why.startswith("int8 is no quicker; ")
-    assert compare(same, same, gain=1.2, unsure_below=0.0, insist=True).used == "int8"
-    assert compare(same, same, gain=1.3, unsure_below=0.0).used == "int8"
+    assert compare(same, same, gain=1.2).why.startswith("int8 is no quicker; ")
+    assert compare(same, same, gain=1.2, insist=True).used == "int8"
+    assert compare(same, same, gain=1.3).used == "int8"
 
 
 def test_the_gain_of_an_engine_over_itself_is_about_one(model: Any) -> None:
