@@ -144,9 +144,8 @@ def _quantised(int8: Int8, arrays: Arrays, ranges: Ranges) -> dict[str, npt.NDAr
         scale[scale == 0] = 1.0
         sums = scales[read] * scale  # of what a Conv adds up
         numbers[f"{name}.weight_scale"] = scale.astype(np.float32)
-        numbers[f"{name}.weight_quantized"] = np.rint(weight / scale[:, None, None, None]).astype(
-            np.int8, "C"
-        )
+        steps = np.rint(weight / scale[:, None, None, None])
+        numbers[f"{name}.weight_quantized"] = steps.astype(np.int8, "C")  # training may lay channels last
         numbers[f"{name}.bias_quantized_scale"] = sums.astype(np.float32)
         numbers[f"{name}.bias_quantized"] = np.rint(bias / sums).clip(-(2**31), 2**31 - 1).astype(np.int32)
     return numbers

@@ -7,6 +7,7 @@ Imports onnx, and only inside its functions: serving needs none.
 import importlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -19,13 +20,9 @@ from app.exporter import weightless, write
 if TYPE_CHECKING:
     import onnx
 
-LAYERS: Final = {"Conv", "BatchNormalization", "Relu", "Add", "MaxPool"}  # of which a body may be made
-OF_SHAPES: Final = {
-    "Shape",
-    "Constant",
-    "Expand",
-    "CastLike",
-}  # the exporter's zeros for a bias that is not there
+# of which a body may be made; and the exporter's way to write the zeros of a bias that is not there
+LAYERS: Final = {"Conv", "BatchNormalization", "Relu", "Add", "MaxPool"}
+OF_SHAPES: Final = {"Shape", "Constant", "Expand", "CastLike"}
 FILLED: Final = ("_quantized", "_scale", "_zero_point")  # the ends of what depends on weights and photos
 ALWAYS_ZERO: Final = ("weight_zero_point", "bias_quantized_zero_point")
 
@@ -35,12 +32,13 @@ def quantise_graph(path: Path) -> bool:
     what fills the first into its .json file.
 
     Its Convs have taken in the BatchNorm behind them. Returns False, and writes nothing, where the body has
-    other layers than those of resnets and vggs.
+    other layers than those of resnets, or a Conv without a BatchNorm.
     """
     onnx = importlib.import_module("onnx")
     quantization = importlib.import_module("onnxruntime.quantization")
     body, ranges = (onnx.load(path, load_external_data=False) for _ in range(2))
-    if not {node.op_type for node in body.graph.node} <= LAYERS | OF_SHAPES:
+    kinds = Counter(node.op_type for node in body.graph.node)
+    if not kinds.keys() <= LAYERS | OF_SHAPES or kinds["Conv"] != kinds["BatchNormalization"]:
         return False
     norms = _fold(body)
     with tempfile.TemporaryDirectory() as folder:
@@ -80,9 +78,8 @@ def _reads(int8_graph: "onnx.ModelProto") -> dict[str, str]:
     reads = {}
     for node in int8_graph.graph.node:
         if node.op_type == "Conv":
-            pixels, weight = (
-                made[name].input for name in node.input[:2]
-            )  # of the DequantizeLinear before it
+            # what the two DequantizeLinear before it read: numbers, their scale, their zero point
+            pixels, weight = (made[name].input for name in node.input[:2])
             reads[weight[0].removesuffix(".weight_quantized")] = pixels[1].removesuffix("_scale")
     return reads
 

@@ -202,8 +202,9 @@ def test_a_graph_in_int8_is_made_again_to_the_byte(graph: Graph, tmp_path: Path)
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_body_with_other_layers_has_no_graph_in_int8(tmp_path: Path) -> None:
-    path = Path(shutil.copy(FOLDER / "squeezenet1_1.onnx", tmp_path))
+@pytest.mark.parametrize("architecture", ["squeezenet1_1", "vgg16"])
+def test_a_body_with_other_layers_has_no_graph_in_int8(architecture: str, tmp_path: Path) -> None:
+    path = Path(shutil.copy(FOLDER / f"{architecture}.onnx", tmp_path))
     assert not quantise_graph(path)
     assert list(tmp_path.iterdir()) == [path]
 
