@@ -24,9 +24,11 @@ SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # for
 logger = logging.getLogger(__name__)
 
 
-async def listen(service: Service, host: str, port: int, failed: asyncio.Future[StartupError]) -> None:
-    """Serve until a signal asks for the end, or the service has `failed`."""
-    server = _Server(_config(create_app(service), host, port, service.settings.trusted_proxies))
+async def listen(
+    service: Service, host: str, port: int, listening: asyncio.Event, failed: asyncio.Future[StartupError]
+) -> None:
+    """Serve until a signal asks for the end, or the service has `failed`; `listening` is set once it does."""
+    server = _Server(_config(create_app(service), host, port, service.settings.trusted_proxies), listening)
 
     def end(_: object) -> None:
         server.should_exit = True
@@ -60,6 +62,10 @@ def _config(app: Starlette, host: str, port: int, trusted_proxies: Sequence[str]
 class _Server(uvicorn.Server):
     """Drains on the first signal, ends on the second one."""
 
+    def __init__(self, config: uvicorn.Config, listening: asyncio.Event) -> None:
+        super().__init__(config)
+        self._listening = listening
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             os._exit(128 + sig)
@@ -68,6 +74,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(_one_line)
         await super().startup(sockets)
+        self._listening.set()
 
 
 def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

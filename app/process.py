@@ -12,6 +12,8 @@ from app.logs import start_logging
 from app.service import Service
 from app.settings import Settings
 
+Listen = Callable[[Service, str, int, asyncio.Event, asyncio.Future[StartupError]], Awaitable[None]]
+
 M_MMAP_THRESHOLD: Final = -3  # glibc's malloc.h
 LARGE_BLOCK: Final = (
     1_000_000  # bytes: pictures and their crops are larger, what is made anew all the time smaller
@@ -33,14 +35,14 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
     """
     failed: asyncio.Future[StartupError] = asyncio.get_running_loop().create_future()
     service = Service(settings, failed.set_result)
-    service.start()
+    service.start(listening := asyncio.Event())
     listen = await asyncio.to_thread(_import_listen)
-    await listen(service, host, port, failed)
+    await listen(service, host, port, listening, failed)
     if failed.done():
         raise failed.result()
 
 
-def _import_listen() -> Callable[[Service, str, int, asyncio.Future[StartupError]], Awaitable[None]]:
+def _import_listen() -> Listen:
     from app.listener import listen
 
     return listen

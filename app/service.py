@@ -38,10 +38,13 @@ class Service:
         self.received: int | None = None
         self.total: int | None = None
 
-    def start(self) -> "asyncio.Task[None]":
-        """Begin to open the predictor, if that has not begun: the task ends when it has, or has failed."""
+    def start(self, listening: asyncio.Event | None = None) -> "asyncio.Task[None]":
+        """Begin to open the predictor, if that has not begun: the task ends when it has, or has failed.
+
+        It is ready at the earliest when it is `listening`: who waits for the line in the log may ask at once.
+        """
         if self._opening is None:
-            self._opening = asyncio.create_task(self._open())
+            self._opening = asyncio.create_task(self._open(listening))
         return self._opening
 
     @property
@@ -76,10 +79,10 @@ class Service:
         progress = {"phase": self.phase, "percent": self.percent}
         return progress if self.received is None else progress | {"bytes": self.received, "total": self.total}
 
-    async def _open(self) -> None:
+    async def _open(self, listening: asyncio.Event | None) -> None:
         start = time.monotonic()
         try:
-            self._predictor = await open_predictor(self.settings, self.report, self.metrics)
+            predictor = await open_predictor(self.settings, self.report, self.metrics)
         except Exception as error:  # an unforeseen one must not leave a server that waits for ever
             self.report("failed", None)
             if not isinstance(error, StartupError):
@@ -89,7 +92,9 @@ class Service:
                 )
             self._on_failure(error)
         else:
-            card = self._predictor.card
+            if listening:
+                await listening.wait()
+            self._predictor, card = predictor, predictor.card
             self.metrics.model.info({"architecture": card.architecture, "sha256": card.sha256})
             self.report("ready", 100)
             logger.info("ready after %.2f s", time.monotonic() - start)
