@@ -3,16 +3,14 @@
 import asyncio
 import contextlib
 import ctypes
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from app.errors import StartupError
 from app.limits import hush
+from app.listener import listen
 from app.logs import start_logging
 from app.service import Service
 from app.settings import Settings
-
-Listen = Callable[[Service, str, int, asyncio.Event, asyncio.Future[StartupError]], Awaitable[None]]
 
 M_MMAP_THRESHOLD: Final = -3  # glibc's malloc.h
 LARGE_BLOCK: Final = (
@@ -30,22 +28,12 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
 
 async def _serve(settings: Settings, host: str, port: int) -> None:
-    """Two things at once, since either is half of the start: the model is opened, mostly by C++ and beside
-    Python's lock, and the modules that speak HTTP are imported.
-    """
     failed: asyncio.Future[StartupError] = asyncio.get_running_loop().create_future()
     service = Service(settings, failed.set_result)
     service.start(listening := asyncio.Event())
-    listen = await asyncio.to_thread(_import_listen)
     await listen(service, host, port, listening, failed)
     if failed.done():
         raise failed.result()
-
-
-def _import_listen() -> Listen:
-    from app.listener import listen
-
-    return listen
 
 
 def _return_large_blocks() -> None:
