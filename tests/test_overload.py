@@ -32,7 +32,7 @@ class Flood:
     def __init__(self, server: ServerProcess) -> None:
         alone = Client(server.url, PHOTO)
         closed = asyncio.run(alone.closed(4, 2.0))
-        self.rate = min(10 * len(alone.answers["200"]) / closed, 400.0)  # more is beyond the client itself
+        self.rate = min(10 * len(alone.answers["200"]) / closed, 150.0)  # more is beyond the client itself
         self.usual = sorted(alone.answers["200"])[len(alone.answers["200"]) // 2]
         self.client = Client(server.url, PHOTO)
         self._server, self._over, self.health = server, threading.Event(), list[float]()
