@@ -91,9 +91,10 @@ class DeadlineProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         scope = cast("dict[str, Any]", self.cycle.scope) if self.cycle else {}
         if scope.get("code") == Unavailable.code and not self.transport.is_closing():
-            self.transport.pause_reading()
-            self.loop.call_later(self.pause_seconds, self.transport.resume_reading)
-        super().on_response_complete()
+            self.flow.pause_reading()  # by its flag, or what is pipelined would end the pause
+            self.loop.call_later(self.pause_seconds, super().on_response_complete)
+        else:
+            super().on_response_complete()
 
     def shutdown(self) -> None:
         if not self.transport.is_closing():

@@ -189,6 +189,18 @@ def test_who_is_refused_and_asks_again_at_once_is_read_a_little_later(address: t
         assert time.monotonic() - start > 0.9 > others
 
 
+def test_what_is_sent_ahead_behind_a_refusal_is_answered_later_too(address: tuple[str, int]) -> None:
+    start = time.monotonic()
+    with connect(address) as client:
+        client.sendall(b"GET /busy HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while answer.count(b"\r\n\r\n0") < 2:
+            part = client.recv(65536)
+            assert part, answer
+            answer += part
+    assert time.monotonic() - start > 0.9
+
+
 def test_a_client_that_still_sends_reads_why_it_was_refused(address: tuple[str, int]) -> None:
     """A megabyte more than what was refused at its beginning: without time to read, a reset comes first."""
     with connect(address) as client:

@@ -184,7 +184,7 @@ def how_to_export(architecture: str) -> str:
     """The sentence that says how to make a graph that is not shipped."""
     return (
         "For another architecture run `pip install -r requirements.txt` and "
-        f"`python -m app graph {architecture}`, with fastai's name for it, and deploy the two files it "
+        f"`python -m app graph {architecture}`, with fastai's name for it, and deploy the files it "
         "writes."
     )
 
