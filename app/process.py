@@ -1,21 +1,36 @@
-"""The serving process: its log, its memory, and its start."""
+"""The serving process: its log, its signals, its descriptors, and uvicorn in the middle of it."""
 
 import asyncio
 import contextlib
 import ctypes
-from typing import Final
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+from starlette.applications import Starlette
 
 from app.errors import StartupError
 from app.limits import hush
-from app.listener import listen
 from app.logs import start_logging
-from app.service import Service
+from app.protocol import DeadlineProtocol, descriptors
+from app.server import create_app
 from app.settings import Settings
 
 M_MMAP_THRESHOLD: Final = -3  # glibc's malloc.h
 LARGE_BLOCK: Final = (
     1_000_000  # bytes: pictures and their crops are larger, what is made anew all the time smaller
 )
+GRACE: Final = 30  # seconds for what is under way when the end is asked for: hosts kill after 10 to 30
+
+SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # for which asyncio waits a second
+
+logger = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
@@ -23,17 +38,19 @@ def serve(settings: Settings, host: str, port: int) -> None:
     hush()
     _return_large_blocks()
     with contextlib.closing(start_logging(settings.log_format)):
-        # asyncio's loop everywhere: uvloop is not among what serving needs, but often there
-        asyncio.run(_serve(settings, host, port))
+        failures: list[StartupError] = []
 
+        def stop(error: StartupError) -> None:
+            failures.append(error)
+            server.should_exit = True
 
-async def _serve(settings: Settings, host: str, port: int) -> None:
-    failed: asyncio.Future[StartupError] = asyncio.get_running_loop().create_future()
-    service = Service(settings, failed.set_result)
-    service.start(listening := asyncio.Event())
-    await listen(service, host, port, listening, failed)
-    if failed.done():
-        raise failed.result()
+        server = _Server(_config(create_app(settings, stop), host, port, settings.trusted_proxies))
+        # uvicorn drains on SIGTERM and then raises it once more: what was asked for is done, and that is
+        # exit code 0
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        server.run()
+    if failures:
+        raise failures[0]
 
 
 def _return_large_blocks() -> None:
@@ -44,3 +61,50 @@ def _return_large_blocks() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
+def _config(app: Starlette, host: str, port: int, trusted_proxies: Sequence[str]) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=DeadlineProtocol,
+        loop="asyncio",  # the same everywhere: uvloop is not among what serving needs, but often there
+        ws="none",
+        log_config=None,
+        access_log=False,  # the application writes one line a request itself
+        server_header=False,
+        proxy_headers=bool(trusted_proxies),  # of nobody else: whoever is asked for X-Forwarded-For may lie
+        forwarded_allow_ips=list(trusted_proxies),
+        backlog=min(
+            1024, descriptors() // 4
+        ),  # as many may be accepted before the bound on them is looked at
+        timeout_graceful_shutdown=GRACE,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Drains on the first signal, ends on the second one."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(_one_line)
+        await super().startup(sockets)
+
+
+def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio says when a connection cannot be accepted, without the traceback: it tries again."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+    ):
+        logger.warning("connections have to wait: %s", error.strerror)
+    else:
+        loop.default_exception_handler(context)

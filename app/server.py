@@ -23,8 +23,9 @@ from starlette.staticfiles import StaticFiles
 
 from app.access import SESSION_SECONDS
 from app.edge import Edge, failed_request, failed_route, too_large
-from app.errors import BadRequest, RequestError, TooManyRequests, Unauthorised, UnsupportedMedia
+from app.errors import BadRequest, RequestError, StartupError, TooManyRequests, Unauthorised, UnsupportedMedia
 from app.form import MAX_FIELD, MAX_PARTS, read_form
+from app.metrics import Metrics
 from app.page import VIEW, Pages
 from app.problem import wants_page
 from app.service import STARTING_RETRY, Service
@@ -39,22 +40,28 @@ FORM_OVERHEAD: Final = 64 * 1024  # what a multipart body may have around the fi
 MAX_UPLOADING: Final = 64_000_000  # bytes of all uploads together, in memory: twenty as phones send them
 
 
-def create_app(service: Service) -> Starlette:
-    """Build the application around a service, which it starts, if it was not yet, and closes. It answers at
-    once, while the model is still being opened.
+def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -> Starlette:
+    """Build the application. It answers at once and opens the model in the background.
+
+    `on_failure` is called once, from the event loop, if the model cannot be opened.
     """
-    settings = service.settings
+    metrics = Metrics()
     pages = Pages(settings)
     packed = [Middleware(GZipMiddleware)]  # of what anybody may read; nothing secret is beside it
 
-    def opened(_: object) -> None:
-        if service.card:
-            pages.classes = service.card.classes
-
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        service.start().add_done_callback(opened)
+        service = Service(settings, metrics, on_failure)
+
+        async def opening_service() -> None:
+            await service.open()
+            if service.card:
+                pages.classes = service.card.classes
+
+        opening = asyncio.create_task(opening_service())
         yield {"service": service, "pages": pages}
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
         await service.close()
 
     app = Starlette(
@@ -76,7 +83,7 @@ def create_app(service: Service) -> Starlette:
         middleware=[
             Middleware(
                 Edge,
-                metrics=service.metrics,
+                metrics=metrics,
                 max_body=max_body(settings),
                 max_uploading=max(MAX_UPLOADING, max_body(settings)),
                 origins=settings.cors_origins,

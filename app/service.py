@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 class Service:
     """What the requests share: the predictor once it is open, and until then how far opening has come."""
 
-    def __init__(self, settings: Settings, on_failure: Callable[[StartupError], object]) -> None:
-        """`on_failure` is called once, from the event loop, if the predictor cannot be opened."""
+    def __init__(
+        self, settings: Settings, metrics: Metrics, on_failure: Callable[[StartupError], None]
+    ) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = metrics
         self._on_failure = on_failure
-        self._opening: asyncio.Task[None] | None = None
         self.keys = Keys(settings.api_keys)
         self.pace = Pace(settings.rate_limit)
         self.fetching = asyncio.Semaphore(MAX_FETCHING)
@@ -37,15 +37,6 @@ class Service:
         self.percent: int | None = None
         self.received: int | None = None
         self.total: int | None = None
-
-    def start(self, listening: asyncio.Event | None = None) -> "asyncio.Task[None]":
-        """Begin to open the predictor, if that has not begun: the task ends when it has, or has failed.
-
-        It is ready at the earliest when it is `listening`: who waits for the line in the log may ask at once.
-        """
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open(listening))
-        return self._opening
 
     @property
     def predictor(self) -> Predictor:
@@ -79,10 +70,11 @@ class Service:
         progress = {"phase": self.phase, "percent": self.percent}
         return progress if self.received is None else progress | {"bytes": self.received, "total": self.total}
 
-    async def _open(self, listening: asyncio.Event | None) -> None:
+    async def open(self) -> None:
+        """Open the predictor; a failure is logged as one sentence and handed to `on_failure`."""
         start = time.monotonic()
         try:
-            predictor = await open_predictor(self.settings, self.report, self.metrics)
+            self._predictor = await open_predictor(self.settings, self.report, self.metrics)
         except Exception as error:  # an unforeseen one must not leave a server that waits for ever
             self.report("failed", None)
             if not isinstance(error, StartupError):
@@ -92,17 +84,12 @@ class Service:
                 )
             self._on_failure(error)
         else:
-            if listening:
-                await listening.wait()
-            self._predictor, card = predictor, predictor.card
+            card = self._predictor.card
             self.metrics.model.info({"architecture": card.architecture, "sha256": card.sha256})
             self.report("ready", 100)
             logger.info("ready after %.2f s", time.monotonic() - start)
 
     async def close(self) -> None:
         """Let what is under way finish."""
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.gather(self._opening, return_exceptions=True)
         if self._predictor is not None:
             await self._predictor.close()

@@ -28,15 +28,14 @@ FLOORS = (  # lowest first
     ("opening",),
     ("service", "edge", "evaluation", "now", "page"),
     ("protocol", "server"),
-    ("listener",),
     ("process",),
     ("cli",),
     ("__main__",),
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 KEEPERS = {  # foreign packages that only these modules may import
-    "starlette": {"edge", "listener", "server"},
-    "uvicorn": {"listener", "protocol"},
+    "starlette": {"edge", "process", "server"},
+    "uvicorn": {"process", "protocol"},
     "pickletools": {"unpickler"},
     "python_multipart": {"form"},
     "torch": {"exporter", "learner"},
@@ -94,7 +93,7 @@ def test_a_module_fits_in_the_head(name: str) -> None:
 def test_the_server_starts_without_what_it_may_not_need() -> None:
     # a fifth of the start for aiohttp, seconds and hundreds of megabytes for the others
     unwanted = {"aiohttp", "fastai", "onnx", "timm", "torch", "torchvision"}
-    found = f"import sys, app.listener, app.process; print(*sorted({unwanted} & sys.modules.keys()))"
+    found = f"import sys, app.process; print(*sorted({unwanted} & sys.modules.keys()))"
     run = subprocess.run([sys.executable, "-c", found], cwd=ROOT, capture_output=True, text=True)
     assert (run.stdout, run.stderr) == ("\n", "")
 
