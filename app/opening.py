@@ -39,6 +39,7 @@ from app.precision import Precision, compare, measure_gain, quantise
 from app.predictor import ModelCard, Predictor, unit
 from app.preprocess import Preprocess
 from app.proof import Answerer, Prepare, Proof, ProofResult, Run, prove, read_proof, replay
+from app.proof import compare as compare_proof
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -111,8 +112,9 @@ def _open(
             "the proof agrees: %d photos, largest difference %.5f", result.photos, result.worst_difference
         )
     built, answers, precision = _quickened(built, proof, answers, preprocess)
-    if precision.used == "int8":
+    if proof and precision.used == "int8":
         prepare, run = built.answerer(preprocess)
+        result = compare_proof(proof, answers)  # of what is served
     known = unit(np.stack([answer.features for answer in answers])) if answers else None
     checkpoint.release()  # ONNX Runtime has its own copy of the weights, in the order that it computes in
     card = _card(fetched, built, preprocess, result, precision)
@@ -197,7 +199,9 @@ def _quickened(
     settings, network, engine = built.settings, built.network, built.engine
     if settings.precision == "float32":
         return built, answers, Precision("float32", "the setting precision")
-    if not (network and engine and network.graph.int8):
+    if settings.engine == "fastai":
+        precision = Precision("float32", 'engine = "fastai" computes as the notebook does')
+    elif not (network and engine and network.graph.int8):
         precision = Precision("float32", f"{built.architecture} has no graph in int8")
     elif proof is None:
         precision = Precision("float32", "there is no proof_url, by whose photos int8 could be judged")

@@ -29,6 +29,7 @@ MAX_MEAN_DIFFERENCE: Final = 0.01  # of a probability, over all photos and class
 # How much wider than on the photos of the proof the ranges are made: a dozen photos do not show the rarest
 # numbers, and what is cut off spoils an answer, while wider steps cost little (docs/performance.md).
 WIDENED: Final = 1.6
+LARGEST_BIAS: Final = (2**31 - 1) / 1.0001  # an int32, in steps of the scales of input and weight
 NORM: Final = ("weight", "bias", "running_mean", "running_var")
 LEAST_GAIN: Final = 1.25  # times as quick: for less nobody needs other numbers
 TIMED: Final = 7  # photos for each of the two
@@ -141,11 +142,12 @@ def _quantised(int8: Int8, arrays: Arrays, ranges: Ranges) -> dict[str, npt.NDAr
     for name, (norm, read) in int8.convolutions.items():
         weight, bias = _folded(arrays, name, norm)
         scale = np.abs(weight).max(axis=(1, 2, 3)) / 127
-        scale[scale == 0] = 1.0
+        scale = np.maximum(scale, np.abs(bias) / scales[read] / LARGEST_BIAS)  # or the bias would be cut off
+        scale[scale < np.finfo(np.float32).tiny] = 1.0
         sums = scales[read] * scale  # of what a Conv adds up
         numbers[f"{name}.weight_scale"] = scale.astype(np.float32)
         steps = np.rint(weight / scale[:, None, None, None])
         numbers[f"{name}.weight_quantized"] = steps.astype(np.int8, "C")  # training may lay channels last
         numbers[f"{name}.bias_quantized_scale"] = sums.astype(np.float32)
-        numbers[f"{name}.bias_quantized"] = np.rint(bias / sums).clip(-(2**31), 2**31 - 1).astype(np.int32)
+        numbers[f"{name}.bias_quantized"] = np.rint(bias / sums).astype(np.int32)
     return numbers

@@ -95,7 +95,7 @@ def prove(
             f"order: classes = {msgspec.json.encode(proof.classes).decode()[:1000]}"
         )
     answers = replay(proof, answerer, preprocess, exif)
-    result = _compare(proof, answers)
+    result = compare(proof, answers)
     if result.agrees:
         return result, answers
     raise ProofError(
@@ -115,7 +115,8 @@ def replay(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif)
     return answers
 
 
-def _compare(proof: Proof, answers: Sequence[Answer]) -> ProofResult:
+def compare(proof: Proof, answers: Sequence[Answer]) -> ProofResult:
+    """How far answers to the photos, in their order, are from the notebook's."""
     expected = np.array([photo.probabilities for photo in proof.photos], np.float32)
     found = np.stack([answer.probabilities for answer in answers])
     differences = np.abs(found - expected).max(axis=1)
@@ -139,7 +140,7 @@ def _disagreement(proof: Proof, answers: Sequence[Answer], result: ProofResult) 
 def _diagnosis(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif) -> str:
     """The sentence that names the one setting whose change makes all agree, if there is one."""
     for setting, changed, turned in _suspects(preprocess, exif):
-        if _compare(proof, replay(proof, answerer, changed, turned)).agrees:
+        if compare(proof, replay(proof, answerer, changed, turned)).agrees:
             return f"With {setting} all agree: say so in the settings."
     if order := _order(proof, replay(proof, answerer, preprocess, exif)):
         return f"With the classes in another order all agree: the checkpoint was trained with {order}."

@@ -7,7 +7,6 @@ Imports onnx, and only inside its functions: serving needs none.
 import importlib
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from app.exporter import weightless, write
+from app.head import EPSILON
 
 if TYPE_CHECKING:
     import onnx
@@ -32,13 +32,12 @@ def quantise_graph(path: Path) -> bool:
     what fills the first into its .json file.
 
     Its Convs have taken in the BatchNorm behind them. Returns False, and writes nothing, where the body has
-    other layers than those of resnets, or a Conv without a BatchNorm.
+    other layers than those of resnets, or a Conv without such a BatchNorm behind it.
     """
     onnx = importlib.import_module("onnx")
     quantization = importlib.import_module("onnxruntime.quantization")
     body, ranges = (onnx.load(path, load_external_data=False) for _ in range(2))
-    kinds = Counter(node.op_type for node in body.graph.node)
-    if not kinds.keys() <= LAYERS | OF_SHAPES or kinds["Conv"] != kinds["BatchNormalization"]:
+    if not (_has_plain_layers(body) and _has_norm_behind_each_conv(body)):
         return False
     norms = _fold(body)
     with tempfile.TemporaryDirectory() as folder:
@@ -68,6 +67,18 @@ def quantise_graph(path: Path) -> bool:
     description["int8"] = {"convolutions": convolutions, "tensors": tensors}
     write(path.with_suffix(".json"), f"{json.dumps(description, separators=(',', ':'))}\n".encode())
     return True
+
+
+def _has_plain_layers(body: "onnx.ModelProto") -> bool:
+    return {node.op_type for node in body.graph.node} <= LAYERS | OF_SHAPES
+
+
+def _has_norm_behind_each_conv(body: "onnx.ModelProto") -> bool:
+    """Whether each Conv has a BatchNorm, and each of these the epsilon that `precision` folds it with."""
+    norms = [node for node in body.graph.node if node.op_type == "BatchNormalization"]
+    convs = {node.output[0] for node in body.graph.node if node.op_type == "Conv"}
+    epsilons = {field.f for node in norms for field in node.attribute if field.name == "epsilon"}
+    return convs == {node.input[0] for node in norms} and epsilons == {float(EPSILON)}
 
 
 def _reads(int8_graph: "onnx.ModelProto") -> dict[str, str]:

@@ -340,7 +340,7 @@ def main() -> None:
         print(json.dumps(engine_alone(options.folder / "stage-2.pth", options.engine, options.seconds)))
         return
     options.folder.mkdir(exist_ok=True)
-    if not (options.folder / "answers.json").exists():
+    if not all((options.folder / name).exists() for name in ("answers.json", "proof.json")):
         print("fastai makes the ResNet34 (once)", file=sys.stderr)
         subprocess.run([sys.executable, str(HERE / "naive.py"), "--make", str(options.folder)], check=True)
     about = machine()
