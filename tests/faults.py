@@ -110,7 +110,7 @@ FAULTS = {
         "M21": ("NaN or infinite weights or outputs", "refused at the start; 500 `bad-output`"),
     },
     "Load": {
-        "L01": ("ten times the capacity", "200 or 503 with Retry-After; nothing lost"),
+        "L01": ("several times the capacity", "200 or 503 with Retry-After; nothing lost"),
         "L02": ("a client that leaves while it waits", "dropped before it is computed"),
         "L03": ("waiting past the deadline", "503, not computed"),
         "L04": ("after the flood", "as before, within seconds; no growth"),

@@ -27,7 +27,7 @@ def demo(start_server: Callable[..., ServerProcess]) -> ServerProcess:
 
 
 class Flood:
-    """Ten times as many photos a second as the server answers, and somebody who asks for its health."""
+    """Several times as many photos a second as the server answers, and somebody who asks for its health."""
 
     def __init__(self, server: ServerProcess) -> None:
         alone = Client(server.url, PHOTO)

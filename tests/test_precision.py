@@ -314,7 +314,17 @@ def test_one_sure_answer_of_another_class_is_too_many_and_one_that_is_unsure_is_
     float32, int8 = answers((0.501, 0.499), (0.9, 0.1)), answers((0.499, 0.501), (0.9, 0.1))
     found = compare(float32, int8, gain=3.0)
     assert (found.used, found.flips, found.photos) == ("float32", 1, 2)
-    assert compare(float32, int8, gain=3.0, unsure_below=0.6).used == "int8"
+    assert "(" not in found.why
+    found = compare(float32, int8, gain=3.0, unsure_below=0.6)
+    assert found.used == "int8"
+    assert "; 0 of 2 photos of the proof get another class (unsure ones left out: 1), " in found.why
+
+
+def test_an_answer_that_only_int8_is_sure_of_is_counted() -> None:
+    unsure, sure = answers((0.501, 0.499)), answers((0.499, 0.501))
+    assert compare(unsure, sure, gain=3.0, unsure_below=0.5005).flips == 1
+    assert compare(sure, unsure, gain=3.0, unsure_below=0.5005).flips == 1
+    assert compare(unsure, sure, gain=3.0, unsure_below=0.6).flips == 0
 
 
 def test_where_several_classes_may_be_right_each_is_an_answer_of_its_own() -> None:
@@ -331,9 +341,18 @@ def test_probabilities_that_differ_by_over_a_hundredth_on_average_are_too_far() 
     assert found.worst_difference == pytest.approx(0.011, abs=1e-6)
 
 
+def test_many_classes_do_not_hide_how_much_the_answers_changed() -> None:
+    float32 = answers((0.9, 0.1, *[0.0] * 98))
+    assert compare(float32, answers((0.881, 0.119, *[0.0] * 98)), gain=3.0).used == "int8"
+    found = compare(float32, answers((0.879, 0.121, *[0.0] * 98)), gain=3.0)
+    assert (found.used, found.flips) == ("float32", 0)
+    assert found.mean_difference < 0.001
+    assert found.mean_largest_difference == pytest.approx(0.021, abs=1e-6)
+
+
 def test_int8_that_is_hardly_quicker_is_used_by_who_insists_alone() -> None:
     same = answers((0.9, 0.1))
-    assert compare(same, same, gain=1.2).why.startswith("int8 is no quicker; ")
+    assert compare(same, same, gain=1.2).why.startswith("int8 is hardly quicker; ")
     assert compare(same, same, gain=1.2, insist=True).used == "int8"
     assert compare(same, same, gain=1.3).used == "int8"
 
