@@ -23,6 +23,10 @@ Result = TypeVar("Result")
 # One photo of a phone at a time, or several smaller ones. Pillow has 4 bytes a pixel, and the crop, a second
 # picture, as many: two of 12 megapixels at once would be 200 MB, of one core's gain.
 MAX_PIXELS_HELD: Final = 16_000_000
+# What Pillow keeps of its memory, in blocks of 16 MB, so that the next large photo need not have each page of
+# it made anew by the kernel: a photo of 12 megapixels and its crop.
+BLOCKS: Final = 6
+KEPT_SECONDS: Final = 5.0  # at most, then it is given back: it is made anew once in so long
 
 
 class Decoder:
@@ -33,6 +37,8 @@ class Decoder:
         self._exif = exif
         self._least = least
         self._room = Room(MAX_PIXELS_HELD)
+        self._giving_back: asyncio.TimerHandle | None = None
+        Image.core.set_blocks_max(BLOCKS)
         self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
 
     async def apply(self, work: Callable[[Image.Image], Result], data: bytes, deadline: float) -> Result:
@@ -42,6 +48,8 @@ class Decoder:
         time of time.monotonic). Cancelled before its turn, it is not decoded.
         """
         loop = asyncio.get_running_loop()
+        if self._giving_back is None:
+            self._giving_back = loop.call_later(KEPT_SECONDS, self._give_back)
         return await loop.run_in_executor(self._threads, self._apply, work, data, deadline)
 
     def _apply(self, work: Callable[[Image.Image], Result], data: bytes, deadline: float) -> Result:
@@ -52,6 +60,10 @@ class Decoder:
             shrink(image, self._least)
         with self._room.take(image.width * image.height):
             return work(read_pixels(image, self._exif))
+
+    def _give_back(self) -> None:
+        Image.core.clear_cache()
+        self._giving_back = None
 
     def close(self) -> None:
         """Finish what is under way and end the threads."""

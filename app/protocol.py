@@ -43,9 +43,9 @@ class DeadlineProtocol(H11Protocol):
     body_seconds = 10.0  # in each such span of time at least body_bytes of a body must arrive
     body_bytes = 10_000  # 1 kB/s: slower than any phone that still works
     linger_seconds = 5.0  # for a client to stop sending what was refused, and to read why
-    # until a refused client's next request is read: without it, eleven that ask again and again take a whole
-    # core from those that were let in
-    pause_seconds = 0.1
+    # until a refused client's next request is read, which was told to wait for a second at least: without it,
+    # eleven that ask again and again take a whole core from those that were let in
+    pause_seconds = 0.25
     max_connections = min(1000, descriptors() // 2)  # the other half is for files and for what is accepted
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

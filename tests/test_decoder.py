@@ -51,6 +51,30 @@ def test_a_large_jpeg_is_decoded_reduced_where_that_is_allowed_and_looks_the_sam
     assert small.size == (1000, 1000)
 
 
+def test_memory_is_kept_for_the_next_large_photo_and_given_back_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.decoder.KEPT_SECONDS", 0.5)
+
+    def kept() -> int:
+        return Image.core.get_stats()["blocks_cached"]  # type: ignore[no-any-return]
+
+    async def decoded() -> None:
+        decoder = Decoder("turn")
+        await decoder.apply(lambda image: None, PHOTO, math.inf)
+        assert kept() == 3  # of 16 MB: 4000 x 3000 pixels of 4 bytes
+        reused = Image.core.get_stats()["reused_blocks"]
+        await decoder.apply(lambda image: None, PHOTO, math.inf)
+        assert Image.core.get_stats()["reused_blocks"] == reused + 3
+        async with asyncio.timeout(SECONDS):
+            while kept():
+                await asyncio.sleep(0)
+        decoder.close()
+
+    Image.core.clear_cache()
+    asyncio.run(decoded())
+
+
 def test_two_large_pictures_are_not_held_at_once() -> None:
     room, inside, most = Room(10), threading.Semaphore(0), []
     go, held = threading.Event(), 0
