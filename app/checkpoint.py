@@ -8,12 +8,12 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from app.container import EXPECTED, Container, Fetch, open_container
 from app.errors import CheckpointError, UnsafeCheckpoint
@@ -43,8 +43,7 @@ STRANGERS: Final = {  # whose objects people pickle and upload
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Struct, frozen=True):
     """What a file of weights holds.
 
     `container` is "zip", "legacy", "pickle", "safetensors" or "onnx"; the arrays of an ONNX file stay in it,

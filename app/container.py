@@ -10,12 +10,12 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from app.errors import CheckpointError
 from app.unpickler import BFLOAT16, MAX_DIMENSIONS, SAVE_AGAIN, Global, Nested, Storage, Tensor, Unpickler
@@ -56,8 +56,7 @@ IMPOSTORS: Final = (
 EXPECTED: Final = "a checkpoint such as learn.save('stage-2') writes was expected"
 
 
-@dataclass(frozen=True)
-class Container:
+class Container(Struct, frozen=True):
     """An open file: `kind` is "zip", "legacy", "pickle", "safetensors" or "onnx", `tree` the object in it
     (None in ONNX), `fetch` gives the numbers of its storages, `globals` are the names that its pickle holds.
     """

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from PIL import Image
+from PIL import Image, _imaging
 
 from app.batcher import too_late
 from app.cores import usable_cores
@@ -38,7 +38,7 @@ class Decoder:
         self._least = least
         self._room = Room(MAX_PIXELS_HELD)
         self._giving_back: asyncio.TimerHandle | None = None
-        Image.core.set_blocks_max(BLOCKS)
+        _imaging.set_blocks_max(BLOCKS)
         self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
 
     async def apply(self, work: Callable[[Image.Image], Result], data: bytes, deadline: float) -> Result:
@@ -62,7 +62,7 @@ class Decoder:
             return work(read_pixels(image, self._exif))
 
     def _give_back(self) -> None:
-        Image.core.clear_cache()
+        _imaging.clear_cache()
         self._giving_back = None
 
     def close(self) -> None:

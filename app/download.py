@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import errno
 import hashlib
-import io
 import ipaddress
 import logging
 import os
@@ -16,12 +15,13 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from app.errors import ChecksumMismatch, DownloadError, StartupError
 from app.links import direct, host, is_url
@@ -40,13 +40,19 @@ logger = logging.getLogger(__name__)
 Content = TypeVar("Content")
 
 
-@dataclass(frozen=True)
-class Fetched(Generic[Content]):
-    """A file that is here and passed: where, its sha256 (hexadecimal), and what `verify` made of it."""
+class Fetched(Struct, Generic[Content], frozen=True):
+    """A file that is here and passed: where, and what `verify` made of it."""
 
     path: Path
-    sha256: str
     content: Content
+    digest: Future[str]
+
+    @property
+    def sha256(self) -> str:
+        """In hexadecimal. Waits until it is known: it takes as long as all other reading. Raises
+        DownloadError.
+        """
+        return self.digest.result()
 
 
 def cache_path(url: str, folder: Path) -> Path:
@@ -122,7 +128,7 @@ async def _fetch_into(
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         await transfer(url, temporary, progress, limits or LIMITS)
-        await asyncio.to_thread(check, temporary)
+        await asyncio.to_thread(lambda: check(temporary).sha256)  # all is read: Windows renames no open file
         os.replace(temporary, path)
         return await asyncio.to_thread(check, path)  # read anew: Windows renames no file that is mapped
     finally:
@@ -174,23 +180,32 @@ def _is_this_machine(name: str) -> bool:
 
 def _check(path: Path, expected: str, where: str, verify: Callable[[Path], Content]) -> Fetched[Content]:
     """The file, if its sha256 is the `expected` one. Raises DownloadError and what `verify` raises."""
+    beside = ThreadPoolExecutor(1)
     try:
-        with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as beside:
-            digest = beside.submit(_digest, file)
-            if expected:  # what may be another file is not read before that is known
-                _check_sum(digest.result(), expected, where)
-            content = verify(path)
-            return Fetched(path, digest.result(), content)
+        digest = beside.submit(_digest, path)
+        if expected:  # what may be another file is not read before that is known
+            _check_sum(digest.result(), expected, where)
+        return Fetched(path, verify(path), digest)
     except OSError as error:
-        raise DownloadError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise _unreadable(path, error) from error
+    finally:
+        beside.shutdown(wait=False)
 
 
-def _digest(file: io.FileIO) -> str:
+def _digest(path: Path) -> str:
     """The sha256. Read in large pieces: between two of them Python's lock may have to be waited for."""
     digest, piece = hashlib.sha256(), memoryview(bytearray(PIECE))
-    while count := file.readinto(piece):
-        digest.update(piece[:count])
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(piece):
+                digest.update(piece[:count])
+    except OSError as error:
+        raise _unreadable(path, error) from error
     return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> DownloadError:
+    return DownloadError(f"{path} cannot be read: {error.strerror or error}.")
 
 
 def _check_sum(found: str, expected: str, where: str) -> None:

@@ -5,12 +5,12 @@ Knows nothing of files, photos or requests.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from app.cores import usable_cores
 from app.errors import CheckpointError
@@ -25,8 +25,7 @@ Float32 = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]  # by name
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What a network says of one photo: `probabilities` (classes,), out of `features`, the pooled feature
     map.
     """

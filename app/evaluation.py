@@ -8,13 +8,13 @@ import html
 import io
 import string
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 from PIL import Image
 
 from app.errors import RequestError, StartupError
@@ -31,8 +31,7 @@ TEMPLATE: Final = Path(__file__).parent / "view" / "report.html"
 Float32 = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Mistake:
+class Mistake(Struct, frozen=True):
     """A photo that was taken for another class than its folder says."""
 
     path: Path
@@ -41,8 +40,7 @@ class Mistake:
     confidence: float
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Struct, frozen=True):
     """The answers to a labelled folder: photos, true classes (N,), probabilities (N, classes), familiarity
     (N,).
     """
@@ -124,8 +122,7 @@ class Evaluation:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(Struct, frozen=True):
     """A notebook's probabilities, by photo."""
 
     classes: tuple[str, ...]

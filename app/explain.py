@@ -6,11 +6,11 @@ Knows nothing of files or requests. The body gives the feature map, the numpy he
 import base64
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 from PIL import Image
 
 from app.engine import Answer
@@ -35,8 +35,7 @@ COLOURS: Final = (
 )
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(Struct, frozen=True):
     """Where the network found what speaks for `label`.
 
     `heatmap` has h rows of w numbers from 0 to 1, the largest is 1 unless all are 0; it covers `region` of

@@ -6,12 +6,12 @@ What it finds it says by the names of the settings. Knows nothing of files, and 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from app.errors import CheckpointError
 from app.modules import array, is_module, values
@@ -37,8 +37,7 @@ NONE: Final = (0.0, 0.0, 0.0)
 ONE: Final = (1.0, 1.0, 1.0)
 
 
-@dataclass(frozen=True)
-class Export:
+class Export(Struct, frozen=True):
     """A learner or model that was saved whole.
 
     `writer` says by what; `module` is its network. `known` are settings that the file decides, by name.

@@ -7,12 +7,12 @@ torchvision and timm put behind their own bodies, as the steps that a graph's de
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from app.errors import CheckpointError
 from app.layers import BatchNorm, HardSwish, Layer, LayerNorm, Linear, ReLU
@@ -28,8 +28,7 @@ UNKNOWN_HEAD: Final = (
 )
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(Struct, frozen=True):
     """A head ready to compute.
 
     `generation` is 1 or 2: the fastai that wrote it; 0 for a head of torchvision or timm. `pool` is "concat",

@@ -4,14 +4,14 @@
 here.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from app.checkpoint import Checkpoint
 from app.engine import OnnxEngine
@@ -26,8 +26,7 @@ FORMS = {1: "fastai v1", 2: "fastai v2", 0: "torchvision or timm"}  # of a head'
 REBUILT = " Or serve it where requirements.txt is installed: there the network in the file is rebuilt."
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(Struct, frozen=True):
     """A checkpoint's weights under the names of the graph that they fit, and the head behind it."""
 
     graph: Graph
@@ -35,8 +34,7 @@ class Network:
     head: Head
 
 
-@dataclass(frozen=True)
-class Inspection:
+class Inspection(Struct, frozen=True):
     """What `python -m app inspect` says. `problem` is why the file is not served as it is, empty if it is.
 
     `outputs` is the number of classes, `size` the only (height, width) that the network takes; None where the
@@ -198,7 +196,7 @@ def inspect(
             network = recognise(checkpoint.arrays, module=checkpoint.module)
             head, outputs, only = network.head, network.head.outputs, network.graph.size
             if not checkpoint.known.get("classes"):
-                settings = dataclasses.replace(settings, classes=_placeholders(outputs))
+                settings = replace(settings, classes=_placeholders(outputs))
             settings, notes = complete(settings, checkpoint, head.generation, outputs, only)
     except ArchitectureUnknown as error:
         problem = str(error) + (REBUILT if checkpoint.export else "")
@@ -224,7 +222,7 @@ def inspect(
         notes=tuple(notes),
         settings="",
     )
-    return dataclasses.replace(report, settings=_toml(report, location))
+    return replace(report, settings=_toml(report, location))
 
 
 def _placeholders(outputs: int) -> tuple[str, ...]:

@@ -2,19 +2,18 @@
 gradient.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 Float32 = npt.NDArray[np.float32]
 
 EPSILON: Final = np.float32(1e-6)  # of the LayerNorms in convnext, torchvision's and timm's
 
 
-@dataclass(frozen=True)
-class BatchNorm:
+class BatchNorm(Struct, frozen=True):
     """y = x * scale + shift, which is (x - mean) / sqrt(var + eps) * weight + bias; both (features,)."""
 
     scale: Float32
@@ -28,8 +27,7 @@ class BatchNorm:
         return behind * self.scale
 
 
-@dataclass(frozen=True)
-class Linear:
+class Linear(Struct, frozen=True):
     """y = x @ weight.T + bias, weight (outputs, inputs), bias (outputs,); then ReLU unless it is the last."""
 
     weight: Float32
@@ -46,8 +44,7 @@ class Linear:
         return passed @ self.weight
 
 
-@dataclass(frozen=True)
-class LayerNorm:
+class LayerNorm(Struct, frozen=True):
     """(x - mean) / sqrt(var + eps) * weight + bias over the features of each row; both (features,)."""
 
     weight: Float32
@@ -70,8 +67,7 @@ class LayerNorm:
         return np.sqrt(x.var(axis=-1, keepdims=True) + EPSILON)  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class HardSwish:
+class HardSwish(Struct, frozen=True):
     """x * relu6(x + 3) / 6 (arXiv 1905.02244)."""
 
     def __call__(self, x: Float32) -> Float32:
@@ -82,8 +78,7 @@ class HardSwish:
         return behind * np.select([x < -3, x > 3], [0, 1], (2 * x + 3) / 6).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class ReLU:
+class ReLU(Struct, frozen=True):
     """max(x, 0), where it does not follow a Linear."""
 
     def __call__(self, x: Float32) -> Float32:

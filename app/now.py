@@ -5,7 +5,6 @@ that were tried, file and environment together, are the settings that are staged
 """
 
 import asyncio
-import dataclasses
 import json
 import os
 import re
@@ -16,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from app.errors import DeployError, SettingsError, ToolMissing
 from app.links import is_url
@@ -124,7 +125,7 @@ def stage(settings: Settings, folder: Path) -> None:
         location = getattr(settings, setting)
         if location and not is_url(location):
             places[setting] = _carry(Path(location).resolve(), folder / "app")
-    staged = dataclasses.replace(settings, **places)
+    staged = replace(settings, **places)
     (folder / "app" / SETTINGS_FILE.name).write_text(as_toml(staged), "utf-8")
     shutil.copy2(ROOT / "now.json", folder / "vercel.json")
 

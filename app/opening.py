@@ -6,14 +6,16 @@ import logging
 import os
 import platform
 import re
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
+import PIL
+from msgspec import Struct
+from msgspec.structs import replace
 from PIL import Image
 
 from app.checkpoint import Checkpoint, read_checkpoint
@@ -150,8 +152,7 @@ async def inspect_file(location: str, report: Report) -> Inspection:
     return await asyncio.to_thread(inspect, checkpoint, location, size, fetched.sha256, whole)
 
 
-@dataclass(frozen=True)
-class Built:
+class Built(Struct, frozen=True):
     """What answers, and the settings that the checkpoint has completed. `network` and `engine` are None where
     no shipped graph computes the body.
     """
@@ -316,9 +317,7 @@ def _card(
     precision: Precision,
 ) -> ModelCard:
     settings = built.settings
-    packages = (
-        ("onnxruntime", "numpy", "pillow") if settings.engine == "auto" else ("fastai", "torch", "pillow")
-    )
+    engine = ("onnxruntime", "numpy") if settings.engine == "auto" else ("fastai", "torch")
     return ModelCard(
         architecture=built.architecture,
         classes=settings.classes,
@@ -331,5 +330,9 @@ def _card(
         precision=precision,
         sha256=fetched.sha256,
         bytes=fetched.path.stat().st_size,
-        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+        versions={
+            "python": platform.python_version(),
+            **{name: sys.modules[name].__version__ for name in engine},
+            "pillow": PIL.__version__,
+        },
     )

@@ -4,7 +4,6 @@ Every value is escaped where it is filled in. Knows nothing of Starlette, nor ho
 """
 
 import base64
-import dataclasses
 import html
 import io
 import json
@@ -13,6 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
+import msgspec
 from PIL import Image, ImageOps
 
 from app.colours import GROUNDS, colour_rules
@@ -194,7 +194,7 @@ def _card_html(card: ModelCard) -> str:
     """The model card as a table; what is nested in it line by line."""
     rows = [
         f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th><td>{_value_html(value)}</td></tr>'
-        for name, value in dataclasses.asdict(card).items()
+        for name, value in msgspec.to_builtins(card).items()
         if value is not None  # no proof
     ]
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'

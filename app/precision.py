@@ -8,12 +8,12 @@ Knows nothing of settings files and requests.
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from app.engine import Answer, Engine, bound_session
 from app.graphs import Graph, Int8
@@ -38,8 +38,7 @@ LEAST_GAIN: Final = 1.25  # times as quick: for less nobody needs other numbers
 TIMED: Final = 7  # photos for each of the two
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(Struct, frozen=True):
     """In which numbers the body computes, and why.
 
     Of `photos` photos int8 gave `flips` another class, not counting those that are unsure in both. The

@@ -7,11 +7,11 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from app.admission import Admission
 from app.batcher import Batcher
@@ -30,16 +30,14 @@ Float32 = npt.NDArray[np.float32]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(Struct, frozen=True):
     """A class and its probability."""
 
     label: str
     score: float
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(Struct, frozen=True):
     """The answer to one photo. `predictions` are all classes, the likeliest first; `result` is its label.
 
     With `multi_label`, `result` is every label from the threshold on, joined by ";" as fastai prints them.
@@ -54,8 +52,7 @@ class Prediction:
     predictions: tuple[Score, ...]
 
 
-@dataclass(frozen=True)
-class ModelCard:
+class ModelCard(Struct, frozen=True):
     """What is being served."""
 
     architecture: str

@@ -5,11 +5,11 @@
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 from PIL import Image
 
 from app.errors import SettingsError
@@ -34,8 +34,7 @@ PAD_MODES: Final[dict[PadMode, Literal["reflect", "edge", "constant"]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Preprocess:
+class Preprocess(Struct, frozen=True):
     """One of fastai's validation-time pipelines, from an RGB image to normalised pixels.
 
     `size` is (height, width) of what the network sees. `method` and `pad_mode` are those of `Resize`, in

@@ -5,20 +5,20 @@ one that makes them agree is named. Knows nothing of settings files and requests
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Meta
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 from PIL import Image
 
 from app.engine import Answer
 from app.errors import ProofError, RequestError
 from app.picture import Exif, decode
-from app.preprocess import METHODS, Preprocess
+from app.preprocess import IMAGENET_MEAN, IMAGENET_STD, METHODS, Preprocess
 
 Float32 = npt.NDArray[np.float32]
 Prepare = Callable[[Image.Image], Any]  # a decoded photo -> what the engine takes
@@ -30,11 +30,10 @@ MAX_BYTES: Final = 50_000_000  # a dozen photos of half a megapixel have 5 MB
 OTHER_SIZES: Final = (64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 300, 320, 384, 448, 460, 512)
 NOT_NORMALISED: Final = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 HALF: Final = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-IMAGENET: Final = {"mean": Preprocess.mean, "std": Preprocess.std}
+IMAGENET: Final = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
-@dataclass(frozen=True, slots=True)
-class ProofPhoto:
+class ProofPhoto(Struct, frozen=True):
     """A photo, the bytes of a picture file, and the notebook's probabilities for it, in the order of its
     classes.
     """
@@ -44,16 +43,14 @@ class ProofPhoto:
     probabilities: Annotated[tuple[float, ...], Meta(min_length=2)]
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(Struct, frozen=True):
     """What a notebook said: its classes in order, and some photos with its probabilities."""
 
     classes: tuple[str, ...]
     photos: Annotated[tuple[ProofPhoto, ...], Meta(min_length=1, max_length=1000)]
 
 
-@dataclass(frozen=True)
-class ProofResult:
+class ProofResult(Struct, frozen=True):
     """How far the served answers are from the notebook's: over all photos and classes."""
 
     photos: int

@@ -1,7 +1,6 @@
 """The Starlette application: routes, lifespan, and how an upload is read."""
 
 import asyncio
-import dataclasses
 import json
 import math
 import time
@@ -12,6 +11,8 @@ from http import HTTPStatus
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
+import msgspec
+from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -165,13 +166,18 @@ async def analyze(request: Request) -> Response:
     prediction = await answered(request, request.state.service.predictor.predict)
     if wants_page(request.headers.get("accept", "")):
         return HTMLResponse(request.state.pages.answer(prediction), headers=VARIES)
-    return JSONResponse(dataclasses.asdict(prediction), headers=VARIES)
+    return as_json(prediction, VARIES)
 
 
 async def explain(request: Request) -> Response:
     """POST /explain: a photo as for /analyze -> the Explanation of its likeliest class, or of `?label=`."""
     predictor, label = request.state.service.predictor, request.query_params.get("label", "")
-    return JSONResponse(dataclasses.asdict(await answered(request, partial(predictor.explain, label=label))))
+    return as_json(await answered(request, partial(predictor.explain, label=label)))
+
+
+def as_json(record: Struct, headers: dict[str, str] | None = None) -> Response:
+    """The fields of a record, as JSON."""
+    return Response(msgspec.json.encode(record), headers=headers, media_type="application/json")
 
 
 async def answered(request: Request, ask: Callable[[bytes, float], Coroutine[Any, Any, Answer]]) -> Answer:
@@ -228,7 +234,7 @@ async def readyz(request: Request) -> Response:
 
 async def model(request: Request) -> Response:
     """GET /model: what is being served."""
-    return JSONResponse(dataclasses.asdict(request.state.service.predictor.card))
+    return as_json(request.state.service.predictor.card)
 
 
 async def openapi(request: Request) -> Response:

@@ -10,12 +10,12 @@ import os
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import NODEFAULT, Meta, Struct
+from msgspec.structs import fields
 
 from app.errors import SettingsError
 from app.links import is_url
@@ -32,8 +32,7 @@ Side = Annotated[int, Meta(ge=16, le=1024)]
 Sides = tuple[Side, Side]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Struct, frozen=True, kw_only=True):
     """Each field is a setting: its type, its default, and in the annotation its range and its meaning."""
 
     model_url: Annotated[str, Meta(min_length=1, description="where the checkpoint is: https link or path")]
@@ -128,7 +127,7 @@ class Settings:
     ] = ""
     max_upload_mb: Annotated[int, Meta(ge=1, le=100, description="larger uploads are refused")] = 10
     # no setting itself: the names that the file or the environment sets, though it be to the default
-    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    given: frozenset[str] = frozenset()
 
     def says(self, name: str) -> bool:
         """Whether a setting was made, rather than left to its default."""
@@ -279,7 +278,7 @@ def settings_table() -> str:
     rows = ["| setting | default | what it is |", "|---|---|---|"]
     for name, hint in HINTS.items():
         meta = next(m for m in typing.get_args(hint) if isinstance(m, Meta) and m.description)
-        default = "" if DEFAULTS[name] is MISSING else f"`{msgspec.json.encode(DEFAULTS[name]).decode()}`"
+        default = "" if DEFAULTS[name] is NODEFAULT else f"`{msgspec.json.encode(DEFAULTS[name]).decode()}`"
         rows.append(f"| `{name}` | {default} | {meta.description} |")
     return "\n".join(rows)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import numpy as np
+from msgspec import Struct
 
 from app.errors import CheckpointError, UnsafeCheckpoint
 from app.trust import STORAGES, is_trusted
@@ -34,8 +35,7 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Storage:
+class Storage(Struct, frozen=True):
     """A persistent id: where the numbers of one or more tensors are."""
 
     key: str
@@ -43,15 +43,13 @@ class Storage:
     count: int
 
 
-@dataclass(frozen=True)
-class Nested:
+class Nested(Struct, frozen=True):
     """A storage that is a whole torch file of its own inside the pickle, as plain `pickle.dump` writes it."""
 
     data: bytes
 
 
-@dataclass(frozen=True)
-class Global:
+class Global(Struct, frozen=True):
     """The name of a class or function: never looked up."""
 
     module: str
@@ -61,8 +59,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(Struct, frozen=True):
     """A tensor not yet read: which part of which storage; `size` and `stride` in elements."""
 
     storage: Storage | Nested

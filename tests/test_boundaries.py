@@ -45,7 +45,6 @@ KEEPERS = {  # foreign packages that only these modules may import
     "onnxruntime": {"engine", "quantiser"},
     "aiohttp": {"remote", "transfer"},
     "prometheus_client": {"metrics"},
-    "msgspec": {"settings", "proof", "evaluation"},
 }
 
 

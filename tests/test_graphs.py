@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from app import graphs
 from app.checkpoint import read_checkpoint
@@ -157,7 +158,7 @@ def test_an_architecture_without_a_graph_says_how_to_make_one() -> None:
 @pytest.mark.fault("M20")
 def test_two_that_fit_alike_are_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
     one = shipped_graphs()[0]
-    twin = Graph("twin", one.path, one.weights, one.unused, one.channels)
+    twin = replace(one, architecture="twin")
     monkeypatch.setattr(graphs, "shipped_graphs", lambda: [one, twin])
     arrays: Mapping[str, np.ndarray] = arrays_of(one)
     with pytest.raises(

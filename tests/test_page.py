@@ -1,7 +1,6 @@
 """The pages as they leave the server, without a browser."""
 
 import ast
-import dataclasses
 import io
 import json
 import re
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import requests
+from msgspec.structs import replace
 from PIL import Image
 
 from app import errors
@@ -25,7 +25,7 @@ TEXTS = json.loads((VIEW / "texts.json").read_text())
 
 
 def settings(**changes: Any) -> Settings:
-    return dataclasses.replace(Settings(model_url="x.pth", classes=BEARS), **changes)
+    return replace(Settings(model_url="x.pth", classes=BEARS), **changes)
 
 
 def data_of(page: str) -> Any:

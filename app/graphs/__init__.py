@@ -1,18 +1,20 @@
 """The shipped bodies: weightless ONNX graphs, one `<architecture>.onnx` with a `<architecture>.json` beside
 it.
 
-Knows which graph fits a checkpoint, by the names and shapes of its tensors. `learner.py` writes these files.
+Knows which graph fits a checkpoint, by the names and shapes of its tensors. `exporter.py` and `quantiser.py`
+write these files.
 """
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from app.errors import ArchitectureUnknown
 
@@ -25,41 +27,39 @@ COUNTER: Final = "num_batches_tracked"  # BatchNorm's, of no use after training
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Int8:
+class Int8(Struct, frozen=True):
     """What fills the companions of a graph that `quantiser.py` makes: `path` computes in int8, `ranges` tells
     the smallest and the largest number in each of `tensors`.
 
     `convolutions` has the modules that are taken together: of a Conv its BatchNorm, and the tensor it reads.
     """
 
-    path: Path
-    ranges: Path
     convolutions: dict[str, tuple[str, str]]
     tensors: tuple[str, ...]
+    path: Path = Path()  # as `ranges`, not in the file: known by where that is
+    ranges: Path = Path()
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(Struct, frozen=True):
     """A body without its weights.
 
     `weights` maps the state-dict names that the graph binds to their shapes; `unused` are names that the
     architecture has and its graph does not need; `channels` is the C of the (N, C, h, w) feature map, or of
-    the (N, C) features of a transformer. `side` is the one height and width it takes, None where it takes
+    the (N, C) features of a transformer. `size` is the one height and width it takes, None where it takes
     any. `prefixes` maps the names that its library gives to its parts to those that fastai gives; `head` are
     the steps of the library's own head, for `head.read_head`; both are empty where that is not served.
     `int8` is None where the body has no companion that computes in int8.
     """
 
     architecture: str
-    path: Path
     weights: dict[str, tuple[int, ...]]
     unused: frozenset[str]
     channels: int
     size: tuple[int, int] | None = None
-    prefixes: Mapping[str, str] = field(default_factory=dict)
+    prefixes: dict[str, str] = {}
     head: tuple[str, ...] = ()
     int8: Int8 | None = None
+    path: Path = Path()  # not in the file: known by where that is
 
     def float32(self, arrays: Arrays) -> dict[str, Array]:
         """The arrays that the graph binds: aligned float32 in the machine's order. What is so already is not
@@ -118,33 +118,21 @@ class Graph:
         return name.startswith("1.") or any(module and name.startswith(f"{module}.") for module in modules)
 
 
+_DESCRIPTION: Final = msgspec.json.Decoder(Graph)
+
+
 def shipped_graphs(folder: Path = FOLDER) -> list[Graph]:
     """All graphs in a folder, by name."""
     return [read_graph(path) for path in sorted(folder.glob("*.json"))]
 
 
 def read_graph(path: Path) -> Graph:
-    """The graph that a .json file describes; its .onnx file stands beside it."""
-    description = json.loads(path.read_text())
-    int8 = description.get("int8")
-    return Graph(
-        architecture=description["architecture"],
-        path=path.with_suffix(".onnx"),
-        weights={name: tuple(shape) for name, shape in description["weights"].items()},
-        unused=frozenset(description["unused"]),
-        channels=description["channels"],
-        size=tuple(description["size"]) if description["size"] else None,
-        prefixes=description["prefixes"],
-        head=tuple(description["head"]),
-        int8=Int8(
-            path=path.with_suffix(".int8.onnx"),
-            ranges=path.with_suffix(".ranges.onnx"),
-            convolutions={name: tuple(others) for name, others in int8["convolutions"].items()},
-            tensors=tuple(int8["tensors"]),
-        )
-        if int8
-        else None,
+    """The graph that a .json file describes; its .onnx files stand beside it."""
+    graph = _DESCRIPTION.decode(path.read_bytes())
+    int8 = graph.int8 and replace(
+        graph.int8, path=path.with_suffix(".int8.onnx"), ranges=path.with_suffix(".ranges.onnx")
     )
+    return replace(graph, path=path.with_suffix(".onnx"), int8=int8)
 
 
 def fitting_graphs(arrays: Arrays) -> list[Graph]:
