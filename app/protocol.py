@@ -45,7 +45,7 @@ class DeadlineProtocol(H11Protocol):
     linger_seconds = 5.0  # for a client to stop sending what was refused, and to read why
     # until a refused client's next request is read, which was told to wait for a second at least: without it,
     # eleven that ask again and again take a whole core from those that were let in
-    pause_seconds = 0.25
+    pause_seconds = 0.1
     max_connections = min(1000, descriptors() // 2)  # the other half is for files and for what is accepted
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
