@@ -43,9 +43,11 @@ class DeadlineProtocol(H11Protocol):
     body_seconds = 10.0  # in each such span of time at least body_bytes of a body must arrive
     body_bytes = 10_000  # 1 kB/s: slower than any phone that still works
     linger_seconds = 5.0  # for a client to stop sending what was refused, and to read why
-    # until a refused client's next request is read, which was told to wait for a second at least: without it,
-    # eleven that ask again and again take a whole core from those that were let in
-    pause_seconds = 0.1
+    # of the refused, who were told to wait for a second at least, so many a second are read again at most:
+    # eleven that ask again and again would take a whole core from those that were let in
+    refused_a_second = 100.0
+    longest_pause = 0.25  # the connection may be one of a proxy's, and the next request somebody else's
+    read_again = 0.0  # the time of the loop at which the latest of them is
     max_connections = min(1000, descriptors() // 2)  # the other half is for files and for what is accepted
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -92,9 +94,16 @@ class DeadlineProtocol(H11Protocol):
         scope = cast("dict[str, Any]", self.cycle.scope) if self.cycle else {}
         if scope.get("code") == Unavailable.code and not self.transport.is_closing():
             self.flow.pause_reading()  # by its flag, or what is pipelined would end the pause
-            self.loop.call_later(self.pause_seconds, super().on_response_complete)
+            self.loop.call_later(self._pause(), super().on_response_complete)
         else:
             super().on_response_complete()
+
+    def _pause(self) -> float:
+        """Seconds until it is the turn of this connection, of all that were refused."""
+        shared, now = type(self), self.loop.time()
+        turn = max(shared.read_again + 1 / self.refused_a_second, now)
+        shared.read_again = min(turn, now + self.longest_pause)
+        return shared.read_again - now
 
     def shutdown(self) -> None:
         if not self.transport.is_closing():

@@ -24,7 +24,8 @@ class Hasty(DeadlineProtocol):
     body_seconds = 1.0
     body_bytes = 1000
     linger_seconds = 1.0
-    pause_seconds = 1.0
+    refused_a_second = 1.0
+    longest_pause = 1.0
     max_connections = 50
 
 
@@ -179,27 +180,29 @@ def test_pipelined_requests_are_answered_in_order(address: tuple[str, int]) -> N
 def test_who_is_refused_and_asks_again_at_once_is_read_a_little_later(address: tuple[str, int]) -> None:
     start = time.monotonic()
     with connect(address) as client, connect(address) as other:
-        client.sendall(b"GET /busy HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert read_answer(client).startswith(b"HTTP/1.1 503 ")
+        for _ in range(2):  # the first one costs too little to be put off
+            client.sendall(b"GET /busy HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_answer(client).startswith(b"HTTP/1.1 503 ")
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         other.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         first, _, _ = select.select([client, other], [], [], SECONDS)
         assert first == [other]
         for one in (other, client):
             assert read_answer(one).startswith(b"HTTP/1.1 200 ")
-    assert time.monotonic() - start >= Hasty.pause_seconds
+    assert time.monotonic() - start >= Hasty.longest_pause
 
 
 def test_what_is_sent_ahead_behind_a_refusal_is_answered_later_too(address: tuple[str, int]) -> None:
     start = time.monotonic()
+    busy, usual = (b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path for path in (b"/busy", b"/"))
     with connect(address) as client:
-        client.sendall(b"GET /busy HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.sendall(busy + busy + usual)
         answer = b""
-        while answer.count(b"\r\n\r\n0") < 2:
+        while answer.count(b"\r\n\r\n0") < 3:
             part = client.recv(65536)
             assert part, answer
             answer += part
-    assert time.monotonic() - start >= Hasty.pause_seconds
+    assert time.monotonic() - start >= Hasty.longest_pause
 
 
 def test_a_client_that_still_sends_reads_why_it_was_refused(address: tuple[str, int]) -> None:
