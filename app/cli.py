@@ -4,6 +4,7 @@ what does it.
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -12,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-from msgspec.structs import asdict
 
 from app.errors import RequestError, StartupError
 from app.logs import open_standard_streams, progress_bar
@@ -139,7 +139,7 @@ def _predict(options: argparse.Namespace) -> int:
                 print(f"{path}: {error}", file=sys.stderr)
                 continue
             if options.json:
-                print(msgspec.json.encode({"file": str(path), **asdict(prediction)}).decode())
+                print(json.dumps({"file": str(path), **msgspec.to_builtins(prediction)}))
             else:
                 print(f"{path}: {prediction.result} ({prediction.confidence:.1%})")
         await predictor.close()
@@ -201,7 +201,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     report = asyncio.run(inspect_file(options.file, _show_progress))
     _show_progress("", None)
-    print(msgspec.json.encode(report).decode() if options.json else as_text(report))
+    print(json.dumps(msgspec.to_builtins(report)) if options.json else as_text(report))
     return 0 if report.served else 1
 
 

@@ -26,7 +26,7 @@ MAX_PIXELS_HELD: Final = 16_000_000
 # What Pillow keeps of its memory, in blocks of 16 MB, so that the next large photo need not have each page of
 # it made anew by the kernel: a photo of 12 megapixels and its crop.
 BLOCKS: Final = 6
-KEPT_SECONDS: Final = 5.0  # at most, then it is given back: it is made anew once in so long
+KEPT_SECONDS: Final = 5.0  # then it is given back: it is made anew once in so long
 
 
 class Decoder:
@@ -48,9 +48,11 @@ class Decoder:
         time of time.monotonic). Cancelled before its turn, it is not decoded.
         """
         loop = asyncio.get_running_loop()
-        if self._giving_back is None:
-            self._giving_back = loop.call_later(KEPT_SECONDS, self._give_back)
-        return await loop.run_in_executor(self._threads, self._apply, work, data, deadline)
+        try:
+            return await loop.run_in_executor(self._threads, self._apply, work, data, deadline)
+        finally:
+            if self._giving_back is None:
+                self._giving_back = loop.call_later(KEPT_SECONDS, self._give_back)
 
     def _apply(self, work: Callable[[Image.Image], Result], data: bytes, deadline: float) -> Result:
         if time.monotonic() > deadline:
@@ -66,8 +68,11 @@ class Decoder:
         self._giving_back = None
 
     def close(self) -> None:
-        """Finish what is under way and end the threads."""
+        """Finish what is under way, end the threads and give the memory back."""
         self._threads.shutdown()
+        if self._giving_back is not None:
+            self._giving_back.cancel()
+        self._give_back()
 
 
 class Room:

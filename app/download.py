@@ -180,16 +180,18 @@ def _is_this_machine(name: str) -> bool:
 
 def _check(path: Path, expected: str, where: str, verify: Callable[[Path], Content]) -> Fetched[Content]:
     """The file, if its sha256 is the `expected` one. Raises DownloadError and what `verify` raises."""
-    beside = ThreadPoolExecutor(1)
+    beside, passed = ThreadPoolExecutor(1), False
     try:
         digest = beside.submit(_digest, path)
         if expected:  # what may be another file is not read before that is known
             _check_sum(digest.result(), expected, where)
-        return Fetched(path, verify(path), digest)
+        content = verify(path)
+        passed = True
+        return Fetched(path, content, digest)
     except OSError as error:
         raise _unreadable(path, error) from error
     finally:
-        beside.shutdown(wait=False)
+        beside.shutdown(wait=not passed)  # what is to be removed must not be open: Windows would refuse
 
 
 def _digest(path: Path) -> str:

@@ -149,7 +149,7 @@ async def inspect_file(location: str, report: Report) -> Inspection:
     report("reading", None)
     checkpoint, size = fetched.content, fetched.path.stat().st_size
     whole = await asyncio.to_thread(OnnxEngine, fetched.path) if checkpoint.container == "onnx" else None
-    return await asyncio.to_thread(inspect, checkpoint, location, size, fetched.sha256, whole)
+    return await asyncio.to_thread(lambda: inspect(checkpoint, location, size, fetched.sha256, whole))
 
 
 class Built(Struct, frozen=True):
@@ -317,13 +317,14 @@ def _card(
     precision: Precision,
 ) -> ModelCard:
     settings = built.settings
-    engine = ("onnxruntime", "numpy") if settings.engine == "auto" else ("fastai", "torch")
+    learner = settings.engine == "fastai" and fetched.content.container != "onnx"  # which needs no learner
+    packages = ("fastai", "torch") if learner else ("onnxruntime", "numpy")
     return ModelCard(
         architecture=built.architecture,
         classes=settings.classes,
         fastai=built.generation or None,
         container=fetched.content.container,
-        engine="onnxruntime" if settings.engine == "auto" else settings.engine,
+        engine="fastai" if learner else "onnxruntime",
         preprocess=preprocess,
         exif=settings.exif,
         proof=proof,
@@ -332,7 +333,7 @@ def _card(
         bytes=fetched.path.stat().st_size,
         versions={
             "python": platform.python_version(),
-            **{name: sys.modules[name].__version__ for name in engine},
+            **{name: str(sys.modules[name].__version__) for name in packages},  # torch's is no plain str
             "pillow": PIL.__version__,
         },
     )

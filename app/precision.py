@@ -85,11 +85,13 @@ def compare(
     verdict = (
         "int8 is too far from float32" if not agrees else "it agrees" if quicker else "int8 is hardly quicker"
     )
-    unsure = f" (unsure ones left out: {len(found) - sure.sum()})" if not sure.all() else ""
+    judged = f"{len(found)} photos of the proof"
+    if not sure.all():
+        judged = f"the {sure.sum()} photos of the proof that are not unsure"
     return Precision(
         "int8" if agrees and quicker else "float32",
-        f"{verdict}; {flips} of {len(found)} photos of the proof get another class{unsure}, a probability "
-        f"differs by {mean:.4f} on average, the most changed one of a photo by {largest:.4f} on average and "
+        f"{verdict}; {flips} of {judged} get another class, a probability differs "
+        f"by {mean:.4f} on average, the most changed one of a photo by {largest:.4f} on average and "
         f"{worst:.4f} at most, and int8 is {gain:.1f} times as quick",
         *(len(found), flips, mean, largest, worst, gain),
     )

@@ -54,7 +54,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
 
 def _return_large_blocks() -> None:
-    """Have glibc give the memory of a picture back to the system as soon as it is freed.
+    """Have glibc give large blocks back to the system as soon as they are freed (`decoder.py` keeps a few).
 
     By itself it raises this threshold to 32 MB, once such a block was freed, and from then on keeps what one
     thread after the other has used: 140 MB more after 32 photos of 12 megapixels. No other C library has it.

@@ -43,8 +43,8 @@ class DeadlineProtocol(H11Protocol):
     body_seconds = 10.0  # in each such span of time at least body_bytes of a body must arrive
     body_bytes = 10_000  # 1 kB/s: slower than any phone that still works
     linger_seconds = 5.0  # for a client to stop sending what was refused, and to read why
-    # of the refused, who were told to wait for a second at least, so many a second are read again at most:
-    # eleven that ask again and again would take a whole core from those that were let in
+    # of the refused, who were told to wait for a second at least, so many a second are read again, as long as
+    # each has its turn in time: eleven that ask again and again would take a core from those that were let in
     refused_a_second = 100.0
     longest_pause = 0.25  # the connection may be one of a proxy's, and the next request somebody else's
     read_again = 0.0  # the time of the loop at which the latest of them is

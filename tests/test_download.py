@@ -112,6 +112,17 @@ def test_what_is_not_the_file_is_named_and_never_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed by Linux alone")
+def test_a_large_file_that_is_none_is_closed_when_that_is_said(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    with page.open("wb") as file:
+        file.write(b"<!doctype html>")
+        file.truncate(300_000_000)  # its sha256 takes a while
+    with pytest.raises(CheckpointError):
+        get(str(page), tmp_path)
+    assert str(page) not in {os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()}
+
+
 @pytest.mark.parametrize("answer", [lambda h: send(h, b"gone", 404), lambda h: send(h, b"", length=999)])
 def test_nothing_stays_of_a_download_that_fails(tmp_path: Path, answer: Answer) -> None:
     with serving(answer) as (url, _), pytest.raises(DownloadError):

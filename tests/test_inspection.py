@@ -182,6 +182,8 @@ def test_an_onnx_file_with_its_own_weights_is_served(tmp_path: Path, softmax: bo
     answers = ask(Settings(model_url=str(path), classes=("a", "b")), *(p.read_bytes() for p in IMAGES[:3]))
     predictor = opened(Settings(model_url=str(path), classes=("a", "b")))
     assert (predictor.card.architecture, predictor.card.preprocess.size) == ("ONNX", (64, 64))
+    asked_for_fastai = opened(Settings(model_url=str(path), classes=("a", "b"), engine="fastai"))
+    assert asked_for_fastai.card == predictor.card  # which has nothing to do here
     for photo, answer in zip(IMAGES[:3], answers, strict=True):
         with torch.no_grad():
             scores = Small.forward(

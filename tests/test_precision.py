@@ -314,10 +314,10 @@ def test_one_sure_answer_of_another_class_is_too_many_and_one_that_is_unsure_is_
     float32, int8 = answers((0.501, 0.499), (0.9, 0.1)), answers((0.499, 0.501), (0.9, 0.1))
     found = compare(float32, int8, gain=3.0)
     assert (found.used, found.flips, found.photos) == ("float32", 1, 2)
-    assert "(" not in found.why
+    assert "; 1 of 2 photos of the proof get another class, " in found.why
     found = compare(float32, int8, gain=3.0, unsure_below=0.6)
     assert found.used == "int8"
-    assert "; 0 of 2 photos of the proof get another class (unsure ones left out: 1), " in found.why
+    assert "; 0 of the 1 photos of the proof that are not unsure get another class, " in found.why
 
 
 def test_an_answer_that_only_int8_is_sure_of_is_counted() -> None:

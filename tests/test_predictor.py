@@ -1,10 +1,12 @@
 """From settings to an answer, and the sentences for what cannot be served."""
 
 import asyncio
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,7 @@ def test_the_card_says_what_is_served(engine: Any) -> None:
     assert (card.preprocess.pipeline, card.preprocess.size, card.classes) == ("fastai1", (224, 224), BEARS)
     assert card.bytes == V1_CHECKPOINT.stat().st_size
     assert ("torch" in card.versions) == (engine == "fastai")
+    assert json.loads(msgspec.json.encode(card))["versions"] == card.versions
 
 
 def test_both_engines_give_the_same_answer() -> None:
