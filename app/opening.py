@@ -154,7 +154,7 @@ async def inspect_file(location: str, report: Report) -> Inspection:
 
 class Built(Struct, frozen=True):
     """What answers, and the settings that the checkpoint has completed. `network` and `engine` are None where
-    no shipped graph computes the body.
+    no shipped graph computes the body; `packages` are what computes, the engine first.
     """
 
     architecture: str
@@ -163,6 +163,7 @@ class Built(Struct, frozen=True):
     answerer: Answerer
     network: Network | None = None
     engine: Engine | None = None
+    packages: tuple[str, ...] = ("onnxruntime", "numpy")
 
 
 def _build(fetched: Fetched[Checkpoint], settings: Settings, report: Report) -> Built:
@@ -200,7 +201,7 @@ def _quickened(
     settings, network, engine = built.settings, built.network, built.engine
     if settings.precision == "float32":
         return built, answers, Precision("float32", "the setting precision")
-    if settings.engine == "fastai":
+    if "fastai" in built.packages:
         precision = Precision("float32", 'engine = "fastai" computes as the notebook does')
     elif not (network and engine and network.graph.int8):
         precision = Precision("float32", f"{built.architecture} has no graph in int8")
@@ -252,7 +253,13 @@ def _build_learner(checkpoint: Checkpoint, settings: Settings) -> Built:
         return engine.prepare, engine.run
 
     # no look: one learner cannot look and predict at the same time
-    return Built(network.graph.architecture, head.generation, complete_settings, answerer)
+    return Built(
+        network.graph.architecture,
+        head.generation,
+        complete_settings,
+        answerer,
+        packages=("fastai", "torch"),
+    )
 
 
 def _completed(settings: Settings, checkpoint: Checkpoint, network: Network) -> Settings:
@@ -317,14 +324,12 @@ def _card(
     precision: Precision,
 ) -> ModelCard:
     settings = built.settings
-    learner = settings.engine == "fastai" and fetched.content.container != "onnx"  # which needs no learner
-    packages = ("fastai", "torch") if learner else ("onnxruntime", "numpy")
     return ModelCard(
         architecture=built.architecture,
         classes=settings.classes,
         fastai=built.generation or None,
         container=fetched.content.container,
-        engine="fastai" if learner else "onnxruntime",
+        engine=built.packages[0],
         preprocess=preprocess,
         exif=settings.exif,
         proof=proof,
@@ -333,7 +338,7 @@ def _card(
         bytes=fetched.path.stat().st_size,
         versions={
             "python": platform.python_version(),
-            **{name: str(sys.modules[name].__version__) for name in packages},  # torch's is no plain str
+            **{name: str(sys.modules[name].__version__) for name in built.packages},  # torch has no plain str
             "pillow": PIL.__version__,
         },
     )

@@ -99,12 +99,7 @@ class _Server(uvicorn.Server):
 def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What asyncio says when a connection cannot be accepted, without the traceback: it tries again."""
     error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in (
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOBUFS,
-        errno.ENOMEM,
-    ):
+    if isinstance(error, OSError) and error.errno in SCARCE:
         logger.warning("connections have to wait: %s", error.strerror)
     else:
         loop.default_exception_handler(context)
