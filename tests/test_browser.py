@@ -164,6 +164,8 @@ def test_a_sample_is_one_tap_away(open_page: Callable[..., Any], demo: ServerPro
 
 def test_the_keyboard_is_enough(open_page: Callable[..., Any], demo: ServerProcess) -> None:
     page = open_page()
+    # who listens before the page is there is sure to be heard: else a key may come before Chromium listens
+    page.on("filechooser", lambda _: None)
     page.goto(demo.url)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "file"
