@@ -33,7 +33,7 @@ COPY --from=packages /packages /usr/local
 WORKDIR /srv
 COPY app app
 # Compile what serving imports, of the standard library too: under a read-only root each start would do it again.
-RUN python -c "import app.cli, app.process" \
+RUN python -c "import app.cli, app.web.process" \
     && chown app app/models
 ARG BAKE_MODEL=""
 RUN if [ -n "$BAKE_MODEL" ]; then python -m app fetch; fi

@@ -15,7 +15,8 @@ from pathlib import Path
 import msgspec
 
 from app.errors import RequestError, StartupError
-from app.logs import open_standard_streams, progress_bar
+from app.logs import open_standard_streams
+from app.progress import progress_bar
 from app.settings import DEMO, SETTINGS_FILE, load_settings
 
 
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     warnings.filterwarnings("ignore", module="PIL")  # of metadata that it then ignores
-    for name in ("python_multipart", "app.protocol"):  # a bad request is one line, ours
+    for name in ("python_multipart", "app.web.protocol"):  # a bad request is one line, ours
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code: int = options.run(options)
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from app.process import serve
+    from app.web.process import serve
 
     settings = load_settings(options.settings)
     if Path(settings.model_url) == DEMO:
@@ -106,7 +107,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _now(options: argparse.Namespace) -> int:
-    from app.now import now
+    from app.commands.now import now
 
     logging.getLogger().setLevel(logging.WARNING)
     now(
@@ -123,7 +124,7 @@ def _now(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from app.metrics import Metrics
-    from app.opening import open_predictor
+    from app.serving.opening import open_predictor
 
     logging.getLogger().setLevel(logging.WARNING)
 
@@ -149,9 +150,9 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from app import evaluation
+    from app.commands import check
     from app.metrics import Metrics
-    from app.opening import open_predictor
+    from app.serving.opening import open_predictor
 
     logging.getLogger().setLevel(logging.WARNING)
     settings = load_settings(options.settings)
@@ -159,21 +160,21 @@ def _check(options: argparse.Namespace) -> int:
     def left_out(path: Path, error: Exception) -> None:
         print(f"{path} is left out: {error}", file=sys.stderr)
 
-    async def run() -> evaluation.Evaluation:
+    async def run() -> check.Evaluation:
         predictor = await open_predictor(settings, _show_progress, Metrics())
         try:
             if predictor.multi_label:
                 raise StartupError("check needs one right class a photo; multi_label has several.")
-            return await evaluation.evaluate(options.folder, predictor, _show_progress, left_out)
+            return await check.evaluate(options.folder, predictor, _show_progress, left_out)
         finally:
             await predictor.close()
 
     result = asyncio.run(run())
-    print(evaluation.as_text(result))
+    print(check.as_text(result))
     if options.against:
-        print(f"\n{evaluation.against(result, options.folder, options.against)}")
+        print(f"\n{check.against(result, options.folder, options.against)}")
     if options.html:
-        options.html.write_text(evaluation.as_page(result), "utf-8")
+        options.html.write_text(check.as_page(result), "utf-8")
         print(f"\n{options.html} shows the worst mistakes")
     return 0
 
@@ -188,7 +189,7 @@ def _show_progress(
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from app.now import opened
+    from app.commands.now import opened
 
     card = opened(load_settings(options.settings), _show_progress)
     print(f"{card.architecture}, {card.bytes:,} bytes, sha256 {card.sha256}: ready to be served")
@@ -196,8 +197,8 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from app.inspection import as_text
-    from app.opening import inspect_file
+    from app.serving.opening import inspect_file
+    from app.serving.resolve import as_text
 
     report = asyncio.run(inspect_file(options.file, _show_progress))
     _show_progress("", None)
@@ -206,12 +207,12 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _graph(options: argparse.Namespace) -> int:
-    from app.exporter import export_graph
-    from app.graphs import FOLDER
-    from app.quantiser import quantise_graph
+    from app.graphs.export import export_graph
+    from app.graphs.graph import FOLDER
+    from app.graphs.quantize import quantize_graph
 
     path = export_graph(options.architecture, FOLDER)
-    ends = [".json", *([".int8.onnx", ".ranges.onnx"] if quantise_graph(path) else [])]
+    ends = [".json", *([".int8.onnx", ".ranges.onnx"] if quantize_graph(path) else [])]
     print(
         f"{path}, {', '.join(path.with_suffix(end).name for end in ends)}: deploy them with the application"
     )

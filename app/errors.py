@@ -15,9 +15,9 @@
     |  `- DeployError                Vercel's command line refused; its exit code is ours
     `- RequestError                  one request failed: a status, a code from a closed set, a sentence
        |- BadRequest 400             `code`: empty-file, no-file, too-many-files, malformed-multipart, ...
-       |- Unauthorised 401           no key, or none that fits
+       |- Unauthorized 401           no key, or none that fits
        |- PayloadTooLarge 413
-       |- UnsupportedMedia 415       `code`: unsupported-media-type, unrecognised-image, format-not-allowed
+       |- UnsupportedMedia 415       `code`: unsupported-media-type, unrecognized-image, format-not-allowed
        |- BadImage 422               `code`: image-too-large, truncated-image, corrupt-image
        |- UrlRefused 422             no image is fetched from there
        |- TooManyRequests 429        `code`: rate-limited; with `retry_after`
@@ -25,7 +25,8 @@
        |- NotExplained 501             there is no heat map of this network
        |- FetchFailed 502            the link gave no image
        |- FetchTimeout 504
-       `- Unavailable 503            `code`: model-loading, overloaded, queue-timeout; with `retry_after`
+       `- Unavailable 503            `code`: model-loading, overloaded; with `retry_after`
+          `- QueueTimeout            the photo waited past its deadline
 
 A message says what was found, what was expected, and what to do.
 """
@@ -114,7 +115,7 @@ class BadRequest(RequestError):
     code = "bad-request"
 
 
-class Unauthorised(RequestError):
+class Unauthorized(RequestError):
     """The request has no key, or none that fits."""
 
     status = 401
@@ -139,7 +140,7 @@ class UnsupportedMedia(RequestError):
     """The upload is no picture in an accepted format."""
 
     status = 415
-    code = "unrecognised-image"
+    code = "unrecognized-image"
 
 
 class BadImage(RequestError):
@@ -189,3 +190,12 @@ class Unavailable(RequestError):
 
     status = 503
     code = "overloaded"
+
+
+class QueueTimeout(Unavailable):
+    """The photo waited past its deadline and was not computed."""
+
+    code = "queue-timeout"
+
+    def __init__(self) -> None:
+        super().__init__("The photo has waited too long in the queue; try again shortly.", retry_after=2)

@@ -13,6 +13,8 @@ import threading
 import time
 from typing import Final, Literal, TextIO
 
+from app.progress import progress_bar
+
 LogFormat = Literal["text", "json"]
 
 KEPT: Final = 10_000  # lines that may wait for a reader; later ones are dropped
@@ -37,13 +39,6 @@ def log_request(method: str, path: str, status: int, code: str, seconds: float, 
     }
     message = "%(method)s %(path)s %(status)d %(code)s %(seconds).3fs %(request_id)s"
     requests.info(message, fields, extra={"fields": fields})
-
-
-def progress_bar(phase: str, percent: int | None, received: int | None) -> str:
-    """A phase, and how far it has come: "downloading [#####     ] 50 %"; where the end is not known, MB."""
-    if percent is not None:
-        return f"{phase} [{'#' * (percent // 4):25}] {percent} %"
-    return phase if received is None else f"{phase}, {received / 1e6:.0f} MB"
 
 
 def log_progress(phase: str, percent: int | None, received: int | None) -> None:

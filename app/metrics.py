@@ -20,7 +20,7 @@ class Metrics:
         self.batches = Histogram(
             "batch_size", "Photos computed together", registry=self._registry, buckets=(1, 2, 3, 4)
         )
-        self.inside = Gauge("inside", "Photos that wait or are looked at", registry=self._registry)
+        self.in_flight = Gauge("inside", "Photos that wait or are looked at", registry=self._registry)
 
         self.model = Info("model", "What is being served", registry=self._registry)
 

@@ -18,13 +18,14 @@ from msgspec import NODEFAULT, Meta, Struct
 from msgspec.structs import fields
 
 from app.errors import SettingsError
-from app.links import is_url
+from app.fetching.links import is_url
 from app.logs import LogFormat
-from app.picture import Exif
-from app.preprocess import IMAGENET_MEAN, IMAGENET_STD, PadMode, PipelineName, ResizeMethod
+from app.photos.decode import Exif
+from app.photos.transforms import IMAGENET_MEAN, IMAGENET_STD, PadMode, PipelineName, ResizeMethod
 
 SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
-DEMO: Final = Path(__file__).parent / "models" / "stage-2.pth"  # what the shipped settings.toml names
+MODELS: Final = Path(__file__).parent / "models"  # the demo, and the cache of downloads
+DEMO: Final = MODELS / "stage-2.pth"  # what the shipped settings.toml names
 PREFIX: Final = "APP_"
 ORIGIN: Final = r"^(\*|https?://[^/\s]+)$"
 Channels = tuple[float, float, float]
@@ -46,7 +47,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     model_sha256: Annotated[
         str, Meta(pattern="^([0-9a-f]{64})?$", description="refuse any other file than this one")
     ] = ""
-    architecture: Annotated[str, Meta(description="recognised; needed only where two fit")] = ""
+    architecture: Annotated[str, Meta(description="recognized; needed only where two fit")] = ""
     engine: Annotated[
         Literal["auto", "fastai"], Meta(description='"fastai" rebuilds the real Learner, with torch')
     ] = "auto"
@@ -127,11 +128,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = ""
     max_upload_mb: Annotated[int, Meta(ge=1, le=100, description="larger uploads are refused")] = 10
     # no setting itself: the names that the file or the environment sets, though it be to the default
-    given: frozenset[str] = frozenset()
+    explicit: frozenset[str] = frozenset()
 
-    def says(self, name: str) -> bool:
+    def is_set(self, name: str) -> bool:
         """Whether a setting was made, rather than left to its default."""
-        return name in self.given or getattr(self, name) != DEFAULTS[name]
+        return name in self.explicit or getattr(self, name) != DEFAULTS[name]
 
 
 SIDES: Final = ("image_size", "presize")
@@ -177,8 +178,8 @@ def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = o
     _place(overrides, Path.cwd())
 
     try:
-        given = {"given": list(values | overrides)}
-        settings = msgspec.convert(_square(values | overrides) | given, Settings, strict=False)
+        explicit = {"explicit": list(values | overrides)}
+        settings = msgspec.convert(_square(values | overrides) | explicit, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(_sentence(error, values | texts, file, texts.keys())) from error
     _check(settings)
@@ -257,12 +258,12 @@ def _check(settings: Settings) -> None:
         )
 
 
-def amended(settings: Settings, known: Mapping[str, Any]) -> Settings:
+def with_overrides(settings: Settings, known: Mapping[str, Any]) -> Settings:
     """The settings with what a checkpoint itself says. Raises SettingsError where that cannot be served."""
-    values = {name: getattr(settings, name) for name in (*HINTS, "given")}
+    values = {name: getattr(settings, name) for name in (*HINTS, "explicit")}
     try:
-        given = {name: value for name, value in (values | dict(known)).items() if name != "classes" or value}
-        result = msgspec.convert(given, Settings)
+        merged = {name: value for name, value in (values | dict(known)).items() if name != "classes" or value}
+        result = msgspec.convert(merged, Settings)
     except msgspec.ValidationError as error:
         expected, _, path = str(error).partition(" - at `$.")
         name = path.rstrip("`").partition("[")[0]
@@ -286,7 +287,7 @@ def settings_table() -> str:
 def as_toml(settings: Settings) -> str:
     """The text of a settings.toml that says the same; what was not said is left out."""
     lines = []
-    for name in filter(settings.says, HINTS):
+    for name in filter(settings.is_set, HINTS):
         # texts, numbers and lists are written in TOML as in JSON, but for one character
         text = json.dumps(getattr(settings, name), ensure_ascii=False).replace("\x7f", "\\u007f")
         lines.append(f"{name} = {text}\n")

@@ -160,12 +160,12 @@ def under_load(server: Server, photo: Path, expected: str, *options: str) -> dic
 def engine_alone(checkpoint: Path, photo: Path, seconds: float) -> dict[str, float]:
     """The limit: the engine in this process, without HTTP; and what decoding takes beside it."""
     sys.path.insert(0, str(ROOT))
-    from app.checkpoint import read_checkpoint
-    from app.engine import Engine
-    from app.graphs import find_graph
-    from app.head import read_head
-    from app.picture import decode
-    from app.preprocess import Preprocess
+    from app.checkpoints.reader import read_checkpoint
+    from app.engines.head import read_head
+    from app.engines.onnx_runtime import Engine
+    from app.graphs.graph import find_graph
+    from app.photos.decode import decode
+    from app.photos.transforms import Preprocess
 
     arrays = read_checkpoint(checkpoint).arrays
     graph = find_graph(arrays)

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 TIMEOUT = 120.0  # seconds: an answer that has not come by then is lost
-PATIENCE = 30.0  # seconds after an open loop in which no answer was quick again
+QUEUE_TIMEOUT = 30.0  # seconds after an open loop in which no answer was quick again
 MAX_CONNECTIONS = 900  # of the open loop: below the usual limit of 1024 descriptors
 
 
@@ -109,7 +109,7 @@ class Client:
             else:
                 self.answers["not sent"].append(0.0)
         end, another = time.perf_counter(), Client(self._url, self._photo)
-        while self.recovery < PATIENCE and not any(s < quick for s in another.answers["200"]):
+        while self.recovery < QUEUE_TIMEOUT and not any(s < quick for s in another.answers["200"]):
             await another.ask()
             self.recovery = another.last - end
         await asyncio.gather(*tasks)

@@ -24,7 +24,7 @@ from starlette.routing import Route
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.learner import import_fastai  # noqa: E402  torchvision made importable with any build of torch
+from app.engines.learner import import_fastai  # noqa: E402  torchvision made importable with any build of torch
 
 PICTURES = ROOT / "tests" / "data" / "images"
 CLASSES = ("black", "grizzly", "teddys")

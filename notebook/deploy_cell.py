@@ -5,7 +5,7 @@ import base64, io, json, torch
 from fastai.vision.all import *
 
 def deploy(learn, photos=12, side=512):
-    valid, stats = learn.dls.valid, [[0.0] * 3, [1.0] * 3]  # where nothing normalises
+    valid, stats = learn.dls.valid, [[0.0] * 3, [1.0] * 3]  # where nothing normalizes
     pair = lambda size: [size, size] if isinstance(size, int) else list(size)  # height, width
     out = {"model_url": "stage-2.pth", "proof_url": "proof.json", "classes": [str(c) for c in learn.dls.vocab]}
     if arch := getattr(learn, "arch", None): out["architecture"] = getattr(arch, "__name__", arch)

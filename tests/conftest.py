@@ -150,7 +150,7 @@ def run_app(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
 @pytest.fixture(scope="session")
 def vision() -> Any:
     """`fastai.vision.all`: the oracle."""
-    from app.exporter import import_fastai
+    from app.graphs.export import import_fastai
 
     return import_fastai()
 

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from app.container import check_signature
-from app.download import fetch
+from app.checkpoints.containers import check_signature
 from app.errors import StartupError
-from app.transfer import Limits
+from app.fetching.download import fetch
+from app.fetching.transfer import Limits
 
 
 def main(port: int, folder: Path, links: list[str]) -> None:

@@ -106,7 +106,7 @@ FAULTS = {
         "M17": ("whatever a damaged file raises", "one sentence"),
         "M18": ("a class list of another length, names twice or empty", "one sentence with both numbers"),
         "M19": ("an unsorted class list", "a warning; a proof finds it out"),
-        "M20": ("another architecture, prefixes, half precision, CUDA", "recognised, or one sentence"),
+        "M20": ("another architecture, prefixes, half precision, CUDA", "recognized, or one sentence"),
         "M21": ("NaN or infinite weights or outputs", "refused at the start; 500 `bad-output`"),
     },
     "Load": {
@@ -137,14 +137,15 @@ NOT_TESTED = {
 
 
 def shown_by() -> dict[str, list[str]]:
-    """The tests by the ids in their markers: "test_server.py: a sentence"."""
+    """The tests by the ids in their markers: "web/app: a sentence"."""
     shown: dict[str, list[str]] = {}
-    for path in sorted(TESTS.glob("test_*.py")):
+    for path in sorted([*TESTS.glob("test_*.py"), *TESTS.glob("*/test_*.py")]):
+        name = path.relative_to(TESTS).as_posix().removesuffix(".py").replace("test_", "")
         for test in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(test, ast.FunctionDef) and test.name.startswith("test_"):
                 for row in _marked(test):
                     sentence = test.name.removeprefix("test_").replace("_", " ")
-                    shown.setdefault(row, []).append(f"{path.stem.removeprefix('test_')}: {sentence}")
+                    shown.setdefault(row, []).append(f"{name}: {sentence}")
     return shown
 
 

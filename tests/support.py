@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from app.container import IMPOSTORS
-from app.graphs import Graph, shipped_graphs
+from app.checkpoints.containers import NON_CHECKPOINT_SIGNATURES
+from app.graphs.graph import Graph, shipped_graphs
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "checkpoints.md"
 MARK = "<!-- from here on generated from the code -->\n"
@@ -36,7 +36,7 @@ def table() -> str:
     rows += ["", "## What is named and refused\n", "| begins with | is |", "|---|---|"]
     rows += [
         f"| `{signature!r}` | {found} |".replace("b'", "").replace("'`", "`")
-        for signature, found, _ in IMPOSTORS
+        for signature, found, _ in NON_CHECKPOINT_SIGNATURES
     ]
     return "\n".join(rows) + "\n"
 

@@ -28,7 +28,7 @@ def test_predict_prints_a_line_a_photo_and_names_those_it_cannot_read() -> None:
     ended = run_app("predict", PHOTO, __file__, "nowhere.jpg", PHOTO, **bears_environment())
     assert ended.returncode == 1
     assert ended.stdout == f"{PHOTO}: teddys (98.4%)\n" * 2
-    assert f"{__file__}: No picture was recognised" in ended.stderr
+    assert f"{__file__}: No picture was recognized" in ended.stderr
     assert "nowhere.jpg" in ended.stderr
     assert "Traceback" not in ended.stderr
 

@@ -16,7 +16,7 @@ from tests.conftest import DATA, ROOT, SECONDS, ServerProcess
 # What stands above the cell in a notebook. The learner is trained for real, if not for long.
 NOTEBOOK = """
 import sys; sys.path.insert(0, {root!r})
-from app.exporter import import_fastai; import_fastai()  # torchvision's operators, where they do not load
+from app.graphs.export import import_fastai; import_fastai()  # declares torchvision's operators
 from fastai.vision.all import *
 set_seed(3)
 photos = sorted(Path({photos!r}).iterdir())[:36]
@@ -28,7 +28,7 @@ with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
 PLAIN = "dls = ImageDataLoaders.from_lists('.', photos, labels, bs=8, num_workers=0, {})"
 NOTEBOOKS = {
     "crop": (PLAIN.format("item_tfms=Resize(128), batch_tfms=Normalize.from_stats(*imagenet_stats)"), ""),
-    "squish, not normalised": (
+    "squish, not normalized": (
         PLAIN.format("item_tfms=Resize((96, 128), method='squish')"),
         "normalize=False",
     ),
@@ -78,7 +78,7 @@ def test_the_cell_reads_the_settings_off_the_learner(tmp_path: Path) -> None:
         ("bear", "teddy"),
         "ignore",
     )
-    assert settings.mean == (0, 0, 0)  # vision_learner(pretrained=False) does not normalise
+    assert settings.mean == (0, 0, 0)  # vision_learner(pretrained=False) does not normalize
 
 
 def test_a_transform_that_cannot_be_repeated_is_named_in_the_notebook(tmp_path: Path) -> None:

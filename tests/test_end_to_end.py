@@ -35,7 +35,7 @@ def test_the_demo_names_the_garment_on_a_photo(demo: ServerProcess, photo: Path)
 
 def test_serving_imports_neither_torch_nor_fastai() -> None:
     code = (
-        "import sys, app.cli, app.server, app.protocol\n"
+        "import sys, app.cli, app.web.app, app.web.protocol\n"
         f"assert app.cli.main(['predict', {str(PHOTOS[0])!r}]) == 0\n"
         "print([name for name in ('torch', 'fastai', 'timm', 'onnx', 'torchvision') if name in sys.modules])"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.now import stage
+from app.commands.now import stage
 from app.settings import load_settings
 from tests.conftest import BEARS, ROOT, V1_CHECKPOINT, bears_environment
 from tests.containers import (

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.checkpoint import read_checkpoint
-from app.engine import Engine
-from app.graphs import find_graph
-from app.head import read_head
-from app.learner import LearnerEngine, rebuild
-from app.picture import decode
-from app.preprocess import Preprocess
+from app.checkpoints.reader import read_checkpoint
+from app.engines.head import read_head
+from app.engines.learner import LearnerEngine, rebuild
+from app.engines.onnx_runtime import Engine
+from app.graphs.graph import find_graph
+from app.photos.decode import decode
+from app.photos.transforms import Preprocess
 from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT
 
 BAR = 1e-3  # the largest difference of any probability of any picture
@@ -33,7 +33,7 @@ PIPELINES: dict[str, tuple[str, dict[str, Any], Preprocess]] = {
         Preprocess("presize", (192, 256), "squish", presize=(320, 320)),
     ),
     "own statistics": ("Resize", {"stats": HALF}, Preprocess(mean=HALF[0], std=HALF[1])),
-    "not normalised": ("Resize", {"stats": None}, Preprocess(mean=(0, 0, 0), std=(1, 1, 1))),
+    "not normalized": ("Resize", {"stats": None}, Preprocess(mean=(0, 0, 0), std=(1, 1, 1))),
 }
 
 

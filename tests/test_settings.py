@@ -22,7 +22,7 @@ def write(folder: Path, text: str) -> Path:
 
 def values_of(settings: Settings) -> Settings:
     """The same without what was said and what was left to its default."""
-    return replace(settings, given=frozenset())
+    return replace(settings, explicit=frozenset())
 
 
 def test_the_shipped_settings_serve_the_demo() -> None:
@@ -82,8 +82,8 @@ def test_a_path_is_relative_to_what_says_it(tmp_path: Path, monkeypatch: pytest.
     [
         ("clases = ['a', 'b']", r"Unknown setting 'clases' in settings\.toml\. Did you mean 'classes'\?"),
         (
-            TWO_LINES + "flavour = 1",
-            r"Unknown setting 'flavour' in settings\.toml\. There are model_url, classes",
+            TWO_LINES + "flavor = 1",
+            r"Unknown setting 'flavor' in settings\.toml\. There are model_url, classes",
         ),
         ('classes = ["a", "b"]', "missing required field `model_url`"),
         (TWO_LINES + 'image_size = "large"', r"image_size in settings\.toml is 'large'\. Expected `int`"),

@@ -1,0 +1,1 @@
+"""The bytes of a checkpoint become named arrays, without running a pickle."""

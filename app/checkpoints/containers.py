@@ -1,0 +1,276 @@
+"""The containers of checkpoints: what torch writes (the zip of torch >= 1.6, the legacy file of four pickles
+and raw storages, a plain pickle with torch files inside) and safetensors.
+
+Knows how to get the one object in a file and the numbers of its storages. Does not know what the object is.
+"""
+
+import io
+import json
+import mmap
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from msgspec import Struct
+
+from app.checkpoints.unpickler import (
+    BFLOAT16,
+    MAX_DIMENSIONS,
+    SAVE_AGAIN,
+    Global,
+    Nested,
+    Storage,
+    Tensor,
+    Unpickler,
+)
+from app.errors import CheckpointError
+from app.types import Array
+
+Fetch = Callable[[Storage | Nested], Array]  # the (count,) array of a storage
+
+LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
+LEGACY_PROTOCOL: Final = 1001
+MAX_HEADER: Final = 10_000_000  # bytes of a safetensors header, for 100,000 tensors
+SAFETENSORS_TYPES: Final[dict[str, np.dtype[Any]]] = {
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16,
+    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+}  # fmt: skip
+
+PAGE: Final = ("a web page", "use the link that downloads the file itself, not the page that shows it")
+REFUSED: Final = "the host refused the download: check the link in a private browser window"
+SAVE: Final = "fastai's learn.save('stage-2') writes the file to deploy"
+UNPACK: Final = "unpack it and deploy the file inside"
+# What people upload instead of a checkpoint, told by the first bytes (lower case).
+NON_CHECKPOINT_SIGNATURES: Final = (
+    (b"version https://git-lfs", "a git-lfs pointer", "run `git lfs pull`, or link to the file itself"),
+    (b"<!doctype", *PAGE),
+    (b"<html", *PAGE),
+    (b"<?xml", "an XML answer", REFUSED),
+    (b"<", *PAGE),
+    (b"{", "a JSON text", REFUSED),
+    (b"\x89hdf", "an HDF5 file (Keras?)", SAVE),
+    (b"\x93numpy", "a numpy array", SAVE),
+    (b"\x1f\x8b", "a gzip archive", UNPACK),
+    (b"rar!", "a RAR archive", UNPACK),
+    (b"7z\xbc\xaf", "a 7-Zip archive", UNPACK),
+    (b"%pdf", "a PDF document", SAVE),
+    (b"\xff\xd8\xff", "a JPEG picture", SAVE),
+    (b"\x89png", "a PNG picture", SAVE),
+)
+EXPECTED: Final = "a checkpoint such as learn.save('stage-2') writes was expected"
+
+
+class Container(Struct, frozen=True):
+    """An open file: `kind` is "zip", "legacy", "pickle", "safetensors" or "onnx", `tree` the object in it
+    (None in ONNX), `fetch` gives the numbers of its storages, `globals` are the names that its pickle holds.
+    """
+
+    kind: str
+    tree: Any
+    fetch: Fetch
+    globals: frozenset[Global]
+    data: mmap.mmap  # the whole file
+
+
+def open_container(path: Path) -> Container:
+    """Open a file. The arrays that `fetch` gives are views of the mapped file.
+
+    Raises CheckpointError where the first bytes tell of something else or the file is cut short, and whatever
+    pickletools, zipfile, struct and numpy raise where it is damaged.
+    """
+    start = check_signature(path)
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if is_onnx(start):
+        return Container("onnx", None, _no_storages, frozenset(), data)
+    if is_safetensors(start):
+        return Container("safetensors", *_read_safetensors(data), frozenset(), data)
+    if start.startswith(b"PK"):
+        machine, tree, fetch = _read_zip(path, data)
+        kind = "zip"
+    else:
+        machine = Unpickler(data)
+        kind, tree, fetch = _read_pickles(machine, data)
+    return Container(kind, tree, _with_nested(fetch), frozenset(machine.globals), data)
+
+
+def check_signature(path: Path) -> bytes:
+    """The first bytes of a file. Raises CheckpointError if they say that it is no checkpoint, naming what it
+    is.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    found, remedy = _impostor(start)
+    if found:
+        raise CheckpointError(f"The file is {found}, but {EXPECTED}: {remedy}.")
+    return start
+
+
+def _impostor(start: bytes) -> tuple[str, str]:
+    """What a file that begins so is, and what to do about it; empty where it may be a checkpoint."""
+    if is_safetensors(start) or is_onnx(start) or start.startswith(b"PK\x03\x04"):
+        return "", ""
+    if (
+        start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and len(start) > 1
+    ):  # PROTO, as pickle writes it
+        return "", ""
+    if not start.strip(b"\0"):
+        return ("full of zeros" if start else "empty"), "the copy was cut short: upload it again"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for signature, found, remedy in NON_CHECKPOINT_SIGNATURES:
+        if text.startswith(signature):
+            return found, remedy
+    shown = start[:16].decode("latin-1").encode("unicode_escape").decode("ascii")
+    return f"no file that torch writes (it begins with '{shown}')", SAVE_AGAIN
+
+
+def is_onnx(start: bytes) -> bool:
+    """Whether a file begins as ONNX does: field 1, the version of the format, then another field of
+    ModelProto.
+    """
+    return (
+        len(start) > 2
+        and start[0] == 0x08
+        and 3 <= start[1] <= 20
+        and start[2] in b"\x12\x1a\x22\x2a\x32\x3a\x42"
+    )
+
+
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file begins as safetensors does: the length of a JSON header, then the header."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER
+
+
+# --- one function a container: the object, and how to fetch its storages ------------------------------------
+
+
+def _read_zip(path: Path, data: mmap.mmap) -> tuple[Unpickler, Any, Fetch]:
+    """torch >= 1.6: a zip with data.pkl and one uncompressed entry a storage."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+    pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise CheckpointError(f"The file is a zip file without the data.pkl that torch writes; {EXPECTED}.")
+    root = pickles[0].removesuffix("data.pkl")
+
+    def content(name: str) -> memoryview:
+        info = entries[root + name]
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(
+                "The file was compressed by a zip program; deploy the file that torch wrote."
+            )
+        name_length, extra_length = struct.unpack_from("<HH", data, info.header_offset + 26)
+        start = info.header_offset + 30 + name_length + extra_length  # APPNOTE.TXT 4.3.7, local file header
+        return memoryview(data)[start : start + info.file_size]
+
+    if root + "byteorder" in entries and bytes(content("byteorder")) != b"little":
+        raise CheckpointError("The file was written on a big-endian machine, which is not read.")
+    if root + "constants.pkl" in entries:
+        raise CheckpointError(f"The file is a TorchScript archive, but {EXPECTED}: {SAVE_AGAIN}.")
+
+    def fetch(storage: Storage | Nested) -> Array:
+        return _numbers(content(f"data/{_outside(storage).key}"), _outside(storage), 0)
+
+    machine = Unpickler(io.BytesIO(content("data.pkl")))
+    return machine, machine.load(), fetch
+
+
+def _read_pickles(machine: Unpickler, data: mmap.mmap | memoryview) -> tuple[str, Any, Fetch]:
+    """A legacy file: magic, protocol, system, object and storage keys are pickles, raw storages follow. Any
+    other first pickle is a plain one, the object itself.
+    """
+    first = machine.load()
+    if first != LEGACY_MAGIC:
+        return "pickle", first, _no_storages
+    if machine.load() != LEGACY_PROTOCOL:
+        raise ValueError("an unknown protocol of torch")
+    if not machine.load().get("little_endian", True):
+        raise CheckpointError("The file was written on a big-endian machine, which is not read.")
+    tree = machine.load()
+    starts: dict[str, int] = {}
+    keys = machine.load()
+    position = machine.source.tell()
+    for key in keys:
+        if not isinstance(key, str):
+            raise ValueError("a storage key is no string")
+        (count,) = struct.unpack_from("<q", data, position)
+        starts[key] = position + 8
+        position += 8 + count * machine.storages[key].dtype.itemsize
+        if count < 0 or position > len(data):
+            raise CheckpointError(
+                f"The file is cut short: {len(data):,} bytes, but it needs {position:,} or more."
+            )
+
+    def fetch(storage: Storage | Nested) -> Array:
+        return _numbers(data, _outside(storage), starts[_outside(storage).key])
+
+    return "legacy", tree, fetch
+
+
+def _read_safetensors(data: mmap.mmap) -> tuple[dict[str, Tensor], Fetch]:
+    """github.com/huggingface/safetensors: the header's length, the header, the numbers."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    tree, starts = {}, {}
+    for name, entry in header.items():
+        if len(entry["shape"]) > MAX_DIMENSIONS:
+            raise ValueError(f"a tensor of {len(entry['shape'])} dimensions")
+        dtype, (begin, end) = SAFETENSORS_TYPES[entry["dtype"]], entry["data_offsets"]
+        size = tuple(int(side) for side in entry["shape"])
+        stride = tuple(int(np.prod(size[axis + 1 :], dtype=object)) for axis in range(len(size)))
+        tree[name] = Tensor(Storage(name, dtype, (end - begin) // dtype.itemsize), 0, size, stride)
+        starts[name] = 8 + length + begin
+        if begin < 0 or 8 + length + end > len(data):
+            raise CheckpointError(
+                f"The file is cut short: {len(data):,} bytes, but it needs {8 + length + end:,} or more."
+            )
+
+    def fetch(storage: Storage | Nested) -> Array:
+        return _numbers(data, _outside(storage), starts[_outside(storage).key])
+
+    return tree, fetch
+
+
+def _with_nested(fetch: Fetch) -> Fetch:
+    """Storages that are torch files inside the pickle are read from there, each once."""
+    known: dict[int, Array] = {}
+
+    def fetch_either(storage: Storage | Nested) -> Array:
+        if isinstance(storage, Storage):
+            return fetch(storage)
+        file = id(storage.data)  # which stays where it is: the tensor holds it
+        if file not in known:
+            _, inner, fetch_inner = _read_pickles(
+                Unpickler(io.BytesIO(storage.data)), memoryview(storage.data)
+            )
+            known[file] = fetch_inner(inner)
+        return known[file]
+
+    return fetch_either
+
+
+def _outside(storage: Storage | Nested) -> Storage:
+    if not isinstance(storage, Storage):
+        raise TypeError("a torch file inside a torch file inside a pickle")
+    return storage
+
+
+def _no_storages(storage: Storage | Nested) -> Array:
+    raise ValueError("a storage outside of a plain pickle")
+
+
+def _numbers(data: mmap.mmap | memoryview, storage: Storage, start: int) -> Array:
+    """The (count,) array of a storage that begins at byte `start`; numpy refuses to map an empty one."""
+    return (
+        np.frombuffer(data, storage.dtype, storage.count, start)
+        if storage.count
+        else np.empty(0, storage.dtype)
+    )

@@ -1,0 +1,107 @@
+"""The module tree of a network in a pickle: its tensors by name, and whether its layers are the usual ones.
+
+Reads the records that `unpickler` makes. Knows nothing of learners, files and settings.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+
+from app.checkpoints.unpickler import SAVE_AGAIN, Call, Global, Tensor
+from app.errors import CheckpointError
+
+MAX_PARTS: Final = 100_000  # modules and tensors; a densenet201 has 2,000
+MAX_NAME: Final = 1000  # characters
+# What a shipped graph does not tell from its ReLU by names and shapes, and the families that have ReLU alone.
+ACTIVATIONS: Final = frozenset(
+    "CELU ELU GELU Hardswish HardSwish LeakyReLU Mish MishJit MishJitMe PReLU SELU SiLU Softplus Swish "
+    "Tanh".split()
+)
+RECTIFIED: Final = "resnet xresnet wide_resnet resnext densenet vgg alexnet squeezenet regnet".split()
+# Of what fastai's create_head is made.
+HEAD: Final = frozenset(
+    "AdaptiveAvgPool2d AdaptiveConcatPool2d AdaptiveMaxPool2d BatchNorm1d Dropout Flatten Identity LinBnDrop "
+    "Linear ReLU Sequential".split()
+)
+
+
+def is_module(value: Any) -> bool:
+    """Whether it is the record of a torch.nn.Module."""
+    return isinstance(value, Call) and isinstance(value.get("_modules"), dict)
+
+
+def state_dict(module: Call) -> dict[str, Tensor]:
+    """The tensors of a module tree, by the names that torch's `state_dict()` gives them.
+
+    Raises CheckpointError for a tree that has no end, or shares its branches without measure.
+    """
+    tensors: dict[str, Tensor] = {}
+    for prefix, found in _modules(module):
+        left_out = {
+            name for name in values(found.get("_non_persistent_buffers_set")) if isinstance(name, str)
+        }
+        for kind in ("_parameters", "_buffers"):
+            for name, value in _entries(found, kind).items():
+                if isinstance(value, Tensor) and name not in left_out:
+                    tensors[f"{prefix}{name}"] = value
+    return tensors
+
+
+def strange_modules(module: Call, architecture: str) -> set[str]:
+    """The classes that make a module tree compute something else than its names and shapes let expect."""
+    strange: set[str] = set()
+    if architecture.removeprefix("timm.").startswith(tuple(RECTIFIED)):
+        strange |= {found.name for _, found in _modules(module)} & ACTIVATIONS
+    children = _entries(module, "_modules")
+    if list(children) == ["0", "1"] and is_module(children["1"]):  # fastai's: body and head
+        strange |= {found.name for _, found in _modules(children["1"])} - HEAD
+    return strange
+
+
+def _modules(module: Call) -> Iterator[tuple[str, Call]]:
+    """Every module of a tree with its prefix, in the order of torch. Raises CheckpointError where there is no
+    end.
+    """
+    waiting, count = [("", module)], 0
+    while waiting:
+        prefix, module = waiting.pop()
+        yield prefix, module
+        children = _entries(module, "_modules")
+        own = [_entries(module, "_parameters"), _entries(module, "_buffers")]
+        count += sum(map(len, (*own, children, values(module.get("_non_persistent_buffers_set")))))
+        if count > MAX_PARTS or len(prefix) > MAX_NAME:
+            raise CheckpointError(f"The file holds over {MAX_PARTS:,} modules and tensors: damaged.")
+        below = reversed(children.items())
+        waiting += [(f"{prefix}{name}.", child) for name, child in below if is_module(child)]
+
+
+def _entries(module: Call, kind: str) -> dict[str, Any]:
+    entries = module.get(kind)
+    return entries if isinstance(entries, dict) else {}
+
+
+def values(value: Any) -> list[Any]:
+    """What a list, a tuple, fastcore's L, a set or an array of objects holds; empty for anything else."""
+    match value:
+        case list() | tuple():
+            return list(value)
+        case Call(callee=Global(name="L"), state={"items": inner}):
+            return values(inner)
+        case Call(callee=Global(name="_reconstruct"), state=(_, _, dtype, _, data)):
+            return list(data) if isinstance(data, list) else array(dtype, data)
+        case Call(callee=Global(name="set" | "fastuple" | "Tuple" | "Size"), arguments=(inner, *_)):
+            return values(inner)
+        case Call(items=items):
+            return list(items)
+    return []
+
+
+def array(dtype: Any, data: Any) -> list[Any]:
+    """The Python values of a pickled numpy array or scalar."""
+    if not isinstance(dtype, Call) or not isinstance(data, bytes) or not isinstance(dtype.arguments[0], str):
+        raise CheckpointError(f"The file has an array in a form that is not understood; {SAVE_AGAIN}.")
+    if not re.fullmatch(r"[<>|=]?([biuf][1248]|U\d{1,4})", kind := dtype.arguments[0]):
+        raise CheckpointError(f"The file has an array of the type {kind[:40]!r}; {SAVE_AGAIN}.")
+    return np.frombuffer(data, np.dtype(kind)).tolist()  # type: ignore[no-any-return]

@@ -1,0 +1,196 @@
+"""Open a checkpoint safely and say what is inside: named arrays, and what an exported learner knows beside
+them.
+
+Nothing of torch is needed, and no pickle is run. Does not know architectures or settings.
+"""
+
+import mmap
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from msgspec import Struct
+
+from app.checkpoints.allowlist import WEIGHTS
+from app.checkpoints.containers import EXPECTED, Container, Fetch, open_container
+from app.checkpoints.learner_export import Export, read_export
+from app.checkpoints.module_tree import state_dict
+from app.checkpoints.unpickler import BFLOAT16, SAVE_AGAIN, Call, Tensor
+from app.errors import CheckpointError, UnsafeCheckpoint
+from app.types import Array
+
+WRAPPERS: Final = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+)  # before every name: DataParallel, torch.compile, Lightning
+ENTRIES: Final = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "weights",
+)  # in training scripts
+MAX_SHARING: Final = 4  # how often over the bytes of a file may be shared by tensors; tied weights share once
+MAX_TENSORS: Final = 10_000  # a densenet201 has 1,200
+OTHER_FRAMEWORKS: Final = {  # whose objects people pickle and upload
+    "sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM", "pandas": "pandas",
+}  # fmt: skip
+
+
+class Checkpoint(Struct, frozen=True):
+    """What a file of weights holds.
+
+    `container` is "zip", "legacy", "pickle", "safetensors" or "onnx"; the arrays of an ONNX file stay in it,
+    and `arrays` is empty. Else `arrays` maps state-dict names to read-only arrays, in the file's order. They
+    are views of the mapped file, of its own dtypes, except bfloat16, which is widened to float32; in a legacy
+    file they may be unaligned. `export` is what a learner or model that was saved whole knows beside them.
+    """
+
+    path: Path
+    container: str
+    arrays: dict[str, Array]
+    file: mmap.mmap
+    export: Export | None = None
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """The settings that the file itself decides, by name."""
+        return self.export.known if self.export else {}
+
+    @property
+    def module(self) -> Call | None:
+        """The module tree, where the file has it."""
+        return self.export.module if self.export else None
+
+    def release(self) -> None:
+        """Give the memory that the file was read into back to the system, once all of it has been used.
+
+        The arrays stay what they are: what is looked at again is read from the file again.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            self.file.madvise(mmap.MADV_DONTNEED)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the weights of a state dict, of what `Learner.save` makes of one, or of a learner or model saved
+    whole.
+
+    Raises CheckpointError for whatever is not such a file and UnsafeCheckpoint for one that names other code.
+    Memory: the pickle, and nothing of the tensors (they are mapped).
+    """
+    try:
+        container = open_container(path)
+        if container.kind == "onnx":
+            return Checkpoint(path, "onnx", {}, container.data)
+        export = read_export(container.tree, lambda tensor: _array("", tensor, container.fetch))
+        tensors = state_dict(export.module) if export else _state_dict(container)
+        arrays = dict(_arrays(_unwrapped(tensors), container.fetch, len(container.data)))
+        return Checkpoint(path, container.kind, arrays, container.data, export)
+    except CheckpointError:
+        raise
+    # All that a damaged file can raise in pickletools, zipfile, json, struct and numpy; each is a fact about
+    # the file.
+    except (
+        ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OverflowError, MemoryError,
+        NotImplementedError, OSError, RecursionError, struct.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        raise CheckpointError(
+            f"The file is damaged or no checkpoint ({type(error).__name__}: {str(error)[:120]}); "
+            f"{EXPECTED}. Download it again, or save it again."
+        ) from error
+
+
+def _state_dict(container: Container) -> dict[str, Tensor]:
+    """The names and tensors: the object itself, or what a training script keeps beside the optimizer."""
+    tree = container.tree
+    # a learner may name all that a notebook uses, but a file of weights has no use for it
+    if others := sorted(str(name) for name in container.globals if (name.module, name.name) not in WEIGHTS):
+        raise _no_weights(tree, others)
+    for entry in ENTRIES:
+        if isinstance(tree, dict) and isinstance(tree.get(entry), dict):
+            tree = tree[entry]
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"The file holds {_describe(tree)}, but {EXPECTED}: {SAVE_AGAIN}.")
+    tensors = {
+        name: value for name, value in tree.items() if isinstance(value, Tensor) and isinstance(name, str)
+    }
+    if not tensors:
+        raise CheckpointError(
+            f"The file holds no tensors (its entries: {str(list(tree)[:5])[:200]}), but {EXPECTED}."
+        )
+    return tensors
+
+
+def _no_weights(tree: Any, names: list[str]) -> CheckpointError:
+    """What to say of a pickle that is neither weights nor a learner, but names other things."""
+    root = names[0].partition(".")[0] if not isinstance(tree, Call) else str(tree.callee).partition(".")[0]
+    if isinstance(tree, Call) and root in OTHER_FRAMEWORKS:
+        return CheckpointError(
+            f"The file holds an object of {OTHER_FRAMEWORKS[root]} ({tree.callee}), but {EXPECTED}: "
+            f"{SAVE_AGAIN}."
+        )
+    return UnsafeCheckpoint(
+        f"The file names {names[0]}, which a file of weights has no use for; nothing of it was run. If you "
+        f"trained this model, {SAVE_AGAIN}."
+    )
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same without what wrappers put before every name."""
+    for wrapper in WRAPPERS:
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            # one wrapper may stand in another, in any order
+            return _unwrapped({name.removeprefix(wrapper): value for name, value in tensors.items()})
+    return tensors
+
+
+def _describe(value: Any) -> str:
+    return f"a call of {value.callee}" if isinstance(value, Call) else f"a {type(value).__name__.lower()}"
+
+
+def _arrays(tensors: dict[str, Tensor], fetch: Fetch, size: int) -> Iterator[tuple[str, Array]]:
+    """The arrays by name; a file of `size` bytes may share storages, but not pretend to hold many times its
+    size.
+    """
+    if len(tensors) > MAX_TENSORS:
+        raise CheckpointError(f"The file holds {len(tensors):,} tensors, more than any network served here.")
+    total = 0
+    for name, tensor in tensors.items():
+        array = _array(name, tensor, fetch)
+        total += array.nbytes
+        if total > MAX_SHARING * size:
+            raise CheckpointError(
+                f"The tensors of the file overlap: they pretend to over {total:,} bytes of {size:,}."
+            )
+        yield name, array
+
+
+def _array(name: str, tensor: Tensor, fetch: Fetch) -> Array:
+    """The array that a tensor describes; bfloat16 as float32, of which it is the upper half of the bits."""
+    values = _strided(name, tensor, fetch(tensor.storage))
+    if values.dtype != BFLOAT16:
+        return values
+    return (values["bfloat16"].astype(np.uint32) << 16).view(np.float32)
+
+
+def _strided(name: str, tensor: Tensor, values: Array) -> Array:
+    """The view of a storage (numbers in a row) that offset, sizes and strides (in elements) describe,
+    checked.
+    """
+    last = tensor.offset + sum(
+        (size - 1) * stride for size, stride in zip(tensor.size, tensor.stride, strict=True)
+    )
+    count = int(np.prod(tensor.size, dtype=object)) if tensor.size else 1
+    if count == 0:
+        return np.empty(tensor.size, values.dtype)
+    if min(tensor.offset, *tensor.size, *tensor.stride, 0) < 0 or last >= len(values) or count > len(values):
+        raise CheckpointError(
+            f"The tensor {name} reaches beyond its storage of {len(values)} numbers: damaged file."
+        )
+    strides = [stride * values.itemsize for stride in tensor.stride]
+    return np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.size, strides, writeable=False)

@@ -1,0 +1,314 @@
+"""How good is what is served: from the answers to a labelled folder to figures, as text and as a page.
+
+Knows nothing of terminals: whoever calls shows the progress and the result.
+"""
+
+import base64
+import html
+import io
+import string
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+from PIL import Image
+
+from app.errors import RequestError, StartupError
+from app.serving.predictor import Prediction, Predictor
+from app.types import Float32
+
+BINS: Final = (
+    15  # of the calibration error, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
+)
+WANTED: Final = 0.95  # how many of the answers that are not unsure should be right
+WORST: Final = 12
+THUMBNAIL: Final = (160, 160)
+TEMPLATE: Final = Path(__file__).parent / "report.html"
+
+
+class Mistake(Struct, frozen=True):
+    """A photo that was taken for another class than its folder says."""
+
+    path: Path
+    truth: str
+    answer: str
+    confidence: float
+
+
+class Evaluation(Struct, frozen=True):
+    """The answers to a labelled folder: photos, true classes (N,), probabilities (N, classes), familiarity
+    (N,).
+    """
+
+    classes: tuple[str, ...]
+    photos: tuple[Path, ...]
+    truths: npt.NDArray[np.intp]
+    probabilities: Float32
+    familiarity: Float32 | None = None
+
+    @property
+    def answers(self) -> npt.NDArray[np.intp]:
+        """(N,) the likeliest class of each photo."""
+        answers: npt.NDArray[np.intp] = np.argmax(self.probabilities, axis=1)
+        return answers
+
+    @property
+    def confidences(self) -> Float32:
+        """(N,) the probability of the likeliest class."""
+        return self.probabilities.max(axis=1)  # type: ignore[no-any-return]
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether the answer is the true class."""
+        return np.equal(self.answers, self.truths)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers."""
+        return float(self.right.mean())
+
+    def confusion(self) -> npt.NDArray[np.intp]:
+        """(classes, classes) how many photos of the row's class got the column's."""
+        matrix = np.zeros((len(self.classes),) * 2, np.intp)
+        np.add.at(matrix, (self.truths, self.answers), 1)
+        return matrix
+
+    def calibration_error(self) -> float:
+        """The expected calibration error: over bins of confidence, sum of n / N * |accuracy - confidence|."""
+        bins = np.minimum((self.confidences * BINS).astype(int), BINS - 1)
+        gaps = (self.right - self.confidences)[:, None] * (bins[:, None] == np.arange(BINS))
+        return float(np.abs(gaps.sum(axis=0)).sum() / len(bins))
+
+    def unsure_below(self) -> tuple[float, float]:
+        """The lowest threshold from which on WANTED of the answers are right, and their share.
+
+        (1.0, 0.0) where no threshold does.
+        """
+        order = np.argsort(-self.confidences, kind="stable")
+        shares = np.cumsum(self.right[order]) / np.arange(1, len(order) + 1)
+        enough = np.flatnonzero(shares >= WANTED)
+        if not len(enough):
+            return 1.0, 0.0
+        # cut, not rounded: the last answer that counts must stay sure
+        threshold = np.floor(float(self.confidences[order[enough[-1]]]) * 1000) / 1000
+        return float(threshold), float((self.confidences >= threshold).mean())
+
+    def mistakes(self) -> list[Mistake]:
+        """The wrong answers, the most confident first."""
+        wrong = np.flatnonzero(~self.right)
+        return [
+            Mistake(
+                self.photos[index],
+                self.classes[self.truths[index]],
+                self.classes[self.answers[index]],
+                float(self.confidences[index]),
+            )
+            for index in wrong[np.argsort(-self.confidences[wrong], kind="stable")]
+        ]
+
+    def per_class(self) -> list[tuple[str, int, float, float]]:
+        """(class, photos, recall, precision) of each class; NaN where there is nothing to divide by."""
+        matrix = self.confusion()
+        with np.errstate(invalid="ignore"):
+            recall, precision = matrix.diagonal() / matrix.sum(axis=1), matrix.diagonal() / matrix.sum(axis=0)
+        return [
+            (name, int(matrix[i].sum()), float(recall[i]), float(precision[i]))
+            for i, name in enumerate(self.classes)
+        ]
+
+
+class Saved(Struct, frozen=True):
+    """A notebook's probabilities, by photo."""
+
+    classes: tuple[str, ...]
+    predictions: dict[str, tuple[float, ...]]
+
+
+def labelled_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+    """The files in a folder with one sub-folder a class, each with the index of its class.
+
+    Raises StartupError where a sub-folder is no class, or there is no file.
+    """
+    if not folder.is_dir():
+        raise StartupError(f"{folder} is no folder; a folder with one sub-folder a class was expected.")
+    groups = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and not sub.name.startswith(".")]
+    if unknown := [sub.name for sub in groups if sub.name not in classes]:
+        raise StartupError(
+            f"{folder} has the sub-folders {', '.join(unknown)[:200]}, which are no classes; the classes are "
+            f"{', '.join(classes)[:500]}."
+        )
+    photos = [
+        (path, classes.index(sub.name)) for sub in groups for path in sorted(sub.rglob("*")) if path.is_file()
+    ]
+    if not photos:
+        raise StartupError(f"{folder} has no photos; it needs one sub-folder a class, with photos in it.")
+    return photos
+
+
+async def evaluate(
+    folder: Path,
+    predictor: Predictor,
+    report: Callable[[str, int | None], None],
+    left_out: Callable[[Path, Exception], None],
+) -> Evaluation:
+    """Ask a predictor about every photo of a labelled folder; `left_out` hears of files that are no photos.
+
+    Raises StartupError where the folder is not labelled by the classes, or holds no photo.
+    """
+    classes = predictor.card.classes
+    labelled = labelled_photos(folder, classes)
+    answered: list[tuple[Path, int, Prediction]] = []
+    for done, (path, truth) in enumerate(labelled):
+        report("checking", done * 100 // len(labelled))
+        try:
+            answered.append((path, truth, await predictor.predict(path.read_bytes())))
+        except (RequestError, OSError) as error:
+            left_out(path, error)
+    report("", None)
+    if not answered:
+        raise StartupError(f"None of the {len(labelled)} files in {folder} is a photo that can be read.")
+    photos, truths, predictions = zip(*answered, strict=True)
+    scores = [{row.label: row.score for row in prediction.predictions} for prediction in predictions]
+    familiarity = [prediction.familiarity for prediction in predictions]
+    return Evaluation(
+        classes,
+        photos,
+        np.array(truths),
+        np.array([[row[label] for label in classes] for row in scores], np.float32),
+        None if None in familiarity else np.array(familiarity, np.float32),
+    )
+
+
+def against(evaluation: Evaluation, folder: Path, file: Path) -> str:
+    """How far the answers are from those that a notebook saved, as a sentence.
+
+    The file is JSON: {"classes": [...], "predictions": {"cat/1.jpg": [...], ...}}, paths relative to the
+    folder. Raises StartupError where it is not that.
+    """
+    try:
+        saved = msgspec.json.decode(file.read_bytes(), type=Saved)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StartupError(f"{file} does not hold a notebook's probabilities: {error}.") from error
+    if saved.classes != evaluation.classes:
+        raise StartupError(f"{file.name} has the classes {saved.classes}, the settings {evaluation.classes}.")
+    names = [path.relative_to(folder).as_posix() for path in evaluation.photos]
+    both = [i for i, name in enumerate(names) if len(saved.predictions.get(name, ())) == len(saved.classes)]
+    if not both:
+        raise StartupError(
+            f"{file.name} names none of the photos; it has {str(list(saved.predictions)[:3])[:200]}."
+        )
+    theirs = np.array([saved.predictions[names[i]] for i in both], np.float32)
+    ours = evaluation.probabilities[both]
+    differences = np.abs(ours - theirs).max(axis=1)
+    worst = int(differences.argmax())
+    flips = int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
+    return (
+        f"against the notebook: {flips} of {len(both)} photos get another class; the largest difference of a "
+        f"probability is {differences[worst]:.5f} ({names[both[worst]]})"
+    )
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Rows as aligned columns: the first to the left, figures to the right."""
+    rows = [list(row) for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _class_rows(evaluation: Evaluation) -> list[list[str]]:
+    rows = [
+        [name, str(n), _percentage(recall), _percentage(prec)]
+        for name, n, recall, prec in evaluation.per_class()
+    ]
+    return [["class", "photos", "found", "right when said"], *rows]
+
+
+def _confusion_rows(evaluation: Evaluation) -> list[list[str]]:
+    rows = zip(evaluation.classes, evaluation.confusion().astype(str).tolist(), strict=True)
+    return [["is \\ said", *evaluation.classes], *([name, *row] for name, row in rows)]
+
+
+def _percentage(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.1%}"
+
+
+def _headlines(evaluation: Evaluation) -> list[str]:
+    threshold, share = evaluation.unsure_below()
+    suggestion = (
+        f"unsure_below = {threshold:.3f} would leave {share:.0%} of the answers sure, and {WANTED:.0%} of "
+        "these right"
+        if share
+        else f"no unsure_below makes {WANTED:.0%} of the sure answers right"
+    )
+    familiar = (
+        f"unfamiliar_below = {np.quantile(evaluation.familiarity, 1 - WANTED):.3f} would leave {WANTED:.0%} "
+        "of them sure"
+        if evaluation.familiarity is not None
+        else "with a proof_url, it would also be said how unfamiliar a photo may be"
+    )
+    return [
+        f"{evaluation.accuracy:.1%} of {len(evaluation.photos)} photos are named rightly",
+        f"calibration error (ECE, {BINS} bins): {evaluation.calibration_error():.3f}",
+        suggestion,
+        familiar,
+    ]
+
+
+def as_text(evaluation: Evaluation) -> str:
+    """The figures, for a terminal."""
+    parts = [
+        *_headlines(evaluation),
+        "",
+        table(_class_rows(evaluation)),
+        "",
+        table(_confusion_rows(evaluation)),
+    ]
+    if mistakes := evaluation.mistakes()[:WORST]:
+        rows = [[str(m.path), m.truth, m.answer, f"{m.confidence:.1%}"] for m in mistakes]
+        parts += ["", table([["worst mistakes", "is", "said", "with"], *rows])]
+    return "\n".join(parts)
+
+
+def as_page(evaluation: Evaluation) -> str:
+    """The same as one self-contained HTML page, with the pictures of the worst mistakes."""
+    figures = [
+        f'<figure><img alt="" src="{_thumbnail(m.path)}"><figcaption>{html.escape(m.truth)}, taken for '
+        f"{html.escape(m.answer)} "
+        f"({m.confidence:.1%})<br><small>{html.escape(m.path.name)}</small></figcaption></figure>"
+        for m in evaluation.mistakes()[:WORST]
+    ]
+    return string.Template(TEMPLATE.read_text("utf-8")).substitute(
+        headlines="".join(f"<li>{html.escape(line)}</li>" for line in _headlines(evaluation)),
+        classes=_html_table(_class_rows(evaluation)),
+        confusion=_html_table(_confusion_rows(evaluation)),
+        mistakes="".join(figures) or "<p>None.</p>",
+    )
+
+
+def _html_table(rows: list[list[str]]) -> str:
+    head, *body = ([html.escape(cell) for cell in row] for row in rows)
+    lines = [
+        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
+        for row in body
+    ]
+    return f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>{''.join(lines)}"
+
+
+def _thumbnail(path: Path) -> str:
+    """A small JPEG as a data: link."""
+    buffer = io.BytesIO()
+    with Image.open(path) as image:
+        image.thumbnail(THUMBNAIL)
+        image.convert("RGB").save(buffer, "JPEG")
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,231 @@
+"""`python -m app now`: try what is to be served, stage it in a clean folder, hand that to Vercel's program.
+
+What is staged is listed here, not what is left out: so no tests, no notes, no old downloads. The settings
+that were tried, file and environment together, are the settings that are staged.
+"""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from app.errors import DeployError, SettingsError, ToolMissing
+from app.fetching.links import is_url
+from app.metrics import Metrics
+from app.progress import Report
+from app.serving.opening import open_predictor
+from app.serving.predictor import ModelCard
+from app.settings import PLACES, SETTINGS_FILE, Settings, as_toml, load_settings
+
+APP: Final = SETTINGS_FILE.parent
+ROOT: Final = APP.parent
+BESIDE_APP: Final = ("Dockerfile", "requirements.txt", "requirements-serve.txt")
+FREE_PLAN: Final = 100_000_000  # bytes that Vercel's Hobby plan takes from the command line
+ELSEWHERE: Final = "docs/deploy.md names other hosts for the same Dockerfile"
+# what Vercel's command line says when it fails -> what that means, and what to do
+REFUSALS: Final = (
+    (
+        r"credentials|not authenticated|log ?in|token.{0,20}(invalid|not valid)",
+        "Vercel does not know who you are: run `npx vercel login`, then this again; or try it without an "
+        "account, with `python -m app now -- --temporary`.",
+    ),
+    (
+        r"\bplan\b|upgrade|payment|billing|permission|forbidden|not available|limit",
+        f"Vercel does not take this with your plan or account, for the reason above; {ELSEWHERE}.",
+    ),
+)
+
+Say = Callable[[str], None]
+
+
+def opened(settings: Settings, report: Report) -> ModelCard:
+    """Download what is to be served, open it, let it answer once, close it. Raises StartupError."""
+
+    async def run() -> ModelCard:
+        predictor = await open_predictor(settings, report, Metrics())
+        await predictor.close()
+        return predictor.card
+
+    try:
+        return asyncio.run(run())
+    finally:
+        report("", None)
+
+
+def now(
+    settings_file: Path,
+    *,
+    name: str,
+    production: bool,
+    dry_run: bool,
+    arguments: Sequence[str],
+    say: Say,
+    report: Report,
+) -> None:
+    """Deploy to Vercel as the project `name`, and say the link.
+
+    `arguments` are handed on to its command line. `dry_run` shows what would be sent, and sends nothing.
+    Raises StartupError where that could not be served, ToolMissing without the command line, and DeployError
+    where it fails.
+    """
+    settings = load_settings(settings_file)
+    if settings.engine == "fastai":
+        raise SettingsError(
+            'engine is "fastai", but the image that Vercel builds has no torch. Take that line out; or build '
+            f"the image with --target full: {ELSEWHERE}."
+        )
+    command = [] if dry_run else _command_line()
+    say(f"settings    {settings_file}")
+    card = opened(settings, report)
+    say(f"checkpoint  {card.architecture}, {_megabytes(card.bytes)}: it opens, and answers")
+    say(f"classes     {len(card.classes)}, as many as it has: {', '.join(card.classes)[:80]}")
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / _project(name or ROOT.name)
+        stage(settings, folder)
+        _describe(folder, say)
+        if dry_run:
+            for path in _files(folder):
+                say(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
+            for path in (folder / "vercel.json", folder / "app" / SETTINGS_FILE.name):
+                say(f"\n{path.relative_to(folder)}:\n{path.read_text('utf-8')}")
+            return
+        say("vercel      builds the image; the first time takes some minutes")
+        command += ["deploy", "--yes", "--json", *(["--prod"] if production else []), *arguments]
+        say(_links(_run(command, folder)))
+
+
+def stage(settings: Settings, folder: Path) -> None:
+    """Write all that the image is built of into the new `folder`, and how it is run as vercel.json.
+
+    What the settings name on this machine goes along, wherever it is kept: checkpoint, proof, samples.
+    """
+    folder.mkdir()
+    for name in BESIDE_APP:
+        shutil.copy2(ROOT / name, folder)
+    for path in _application():
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+    models = folder / "app" / "models"
+    models.mkdir()
+    for graph in (APP / "models").glob("*.onnx"):  # made here, where torch is: it is not there
+        if graph.with_suffix(".json").exists():
+            shutil.copy2(graph, models)
+            shutil.copy2(graph.with_suffix(".json"), models)
+    places: dict[str, Any] = {}
+    for setting in PLACES:
+        location = getattr(settings, setting)
+        if location and not is_url(location):
+            places[setting] = _carry(Path(location).resolve(), folder / "app")
+    staged = replace(settings, **places)
+    (folder / "app" / SETTINGS_FILE.name).write_text(as_toml(staged), "utf-8")
+    shutil.copy2(ROOT / "now.json", folder / "vercel.json")
+
+
+def _carry(source: Path, app: Path) -> str:
+    """Copy a file or folder that a setting names into the staged `app`; its path there, for the settings.
+
+    What is inside of app/ keeps its place; for the rest there is a folder that holds nothing else.
+    """
+    inside = source.relative_to(APP.resolve()) if source.is_relative_to(APP.resolve()) else None
+    target = app / (inside or Path("models", "own", source.name))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copy2(source, target)
+    return target.relative_to(app).as_posix()
+
+
+def _application() -> Iterator[Path]:
+    """The files of app/, without what is hidden, compiled, downloaded or staged from elsewhere."""
+    for path in APP.rglob("*"):
+        inside = path.relative_to(APP)
+        hidden = any(part.startswith((".", "__pycache__")) for part in inside.parts)
+        if path.is_file() and not hidden and inside.parts[0] not in ("models", SETTINGS_FILE.name):
+            yield path
+
+
+def _project(name: str) -> str:
+    """What Vercel allows in the name of a project, and so in the link."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50] or "classifier"
+
+
+def _describe(folder: Path, say: Say) -> None:
+    sizes = [path.stat().st_size for path in _files(folder)]
+    say(f"files       {len(sizes)}, {_megabytes(sum(sizes))}, as the project {folder.name}")
+    if sum(sizes) > FREE_PLAN:
+        say(
+            f"            Vercel's free plan takes {_megabytes(FREE_PLAN)} from the command line: put the "
+            "checkpoint behind a link, and say so in model_url"
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(filter(Path.is_file, folder.rglob("*")))
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _command_line() -> list[str]:
+    """How Vercel's command line is started here. Raises ToolMissing."""
+    if vercel := shutil.which("vercel"):
+        return [vercel]
+    if npx := shutil.which("npx"):
+        return [npx, "--yes", "vercel@latest"]  # Vercel ends the support of old ones
+    raise ToolMissing(
+        "Vercel's command line is needed, and so Node.js, which brings npx, but neither vercel nor npx is "
+        f"there. Install Node.js from https://nodejs.org, then say this again; {ELSEWHERE}."
+    )
+
+
+def _run(command: list[str], folder: Path) -> str:
+    """Its standard output; standard error is shown as it comes. Raises DeployError, with its exit code."""
+    log = bytearray()
+    with (
+        TemporaryFile() as output,
+        # found on the PATH above, and started without a shell
+        subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.PIPE) as process,  # noqa: S603
+    ):
+        # not by lines: a progress bar or a question ends without one
+        while chunk := os.read(process.stderr.fileno(), 4096):  # type: ignore[union-attr]  # it is a pipe
+            log += chunk
+            sys.stderr.buffer.write(chunk)
+            sys.stderr.flush()
+        if code := process.wait():
+            said = log.decode(errors="replace")
+            meanings = (meaning for pattern, meaning in REFUSALS if re.search(pattern, said, re.IGNORECASE))
+            raise DeployError(next(meanings, f"Vercel refused, for the reason above; {ELSEWHERE}."), code)
+        output.seek(0)
+        return output.read().decode(errors="replace")
+
+
+def _links(output: str) -> str:
+    """The link to what is online, out of the JSON that Vercel's command line prints, and how to try it."""
+    try:
+        report = json.loads(output)
+        deployment = report.get("deployment", report)  # inside, where it finds itself run by a program
+        production = deployment.get("productionUrl")
+        url = production or deployment["url"]
+    except (ValueError, LookupError, AttributeError):
+        return f"It is online, but no link can be read from what Vercel printed: {output.strip()[:300]!r}"
+    lines = ["", url, f"curl -F file=@photo.jpg {url}/analyze"]
+    if claim := deployment.get("claimUrl"):
+        lines.append(f"It has no account yet, and ends after a while unless you claim it: {claim}")
+    elif not production:
+        lines.append(
+            "This is a preview: Vercel lets only you see it, unless you switch the project's Deployment "
+            "Protection off. For everybody: python -m app now --prod"
+        )
+    return "\n".join(lines)

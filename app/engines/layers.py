@@ -1,0 +1,91 @@
+"""The layers that a head is made of, in numpy: each computes (N, features) -> (N, features'), and its
+gradient.
+"""
+
+from typing import Final
+
+import numpy as np
+from msgspec import Struct
+
+from app.types import Float32
+
+EPSILON: Final = np.float32(1e-6)  # of the LayerNorms in convnext, torchvision's and timm's
+
+
+class BatchNorm(Struct, frozen=True):
+    """y = x * scale + shift, which is (x - mean) / sqrt(var + eps) * weight + bias; both (features,)."""
+
+    scale: Float32
+    shift: Float32
+
+    def __call__(self, x: Float32) -> Float32:
+        return x * self.scale + self.shift
+
+    def gradient(self, x: Float32, behind: Float32) -> Float32:
+        """The gradient by `x`, from the one behind this layer; both (N, features)."""
+        return behind * self.scale
+
+
+class Linear(Struct, frozen=True):
+    """y = x @ weight.T + bias, weight (outputs, inputs), bias (outputs,); then ReLU unless it is the last."""
+
+    weight: Float32
+    bias: Float32
+    relu: bool
+
+    def __call__(self, x: Float32) -> Float32:
+        y: Float32 = x @ self.weight.T + self.bias
+        return np.maximum(y, 0, out=y) if self.relu else y
+
+    def gradient(self, x: Float32, behind: Float32) -> Float32:
+        """The gradient by `x` (N, inputs), from the one behind this layer, (N, outputs)."""
+        passed: Float32 = behind * (self(x) > 0) if self.relu else behind
+        return passed @ self.weight
+
+
+class LayerNorm(Struct, frozen=True):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the features of each row; both (features,)."""
+
+    weight: Float32
+    bias: Float32
+
+    def __call__(self, x: Float32) -> Float32:
+        return self._normal(x) * self.weight + self.bias
+
+    def gradient(self, x: Float32, behind: Float32) -> Float32:
+        """The gradient by `x` (N, features), from the one behind this layer (arXiv 1607.06450)."""
+        normal, passed = self._normal(x), behind * self.weight
+        along = normal * (passed * normal).mean(axis=-1, keepdims=True)
+        return (passed - passed.mean(axis=-1, keepdims=True) - along) / self._deviation(x)  # type: ignore[no-any-return]
+
+    def _normal(self, x: Float32) -> Float32:
+        return (x - x.mean(axis=-1, keepdims=True)) / self._deviation(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _deviation(x: Float32) -> Float32:
+        return np.sqrt(x.var(axis=-1, keepdims=True) + EPSILON)  # type: ignore[no-any-return]
+
+
+class HardSwish(Struct, frozen=True):
+    """x * relu6(x + 3) / 6 (arXiv 1905.02244)."""
+
+    def __call__(self, x: Float32) -> Float32:
+        return x * np.clip(x + 3, 0, 6) / np.float32(6)
+
+    def gradient(self, x: Float32, behind: Float32) -> Float32:
+        """The gradient by `x`, from the one behind this layer; both (N, features)."""
+        return behind * np.select([x < -3, x > 3], [0, 1], (2 * x + 3) / 6).astype(np.float32)
+
+
+class ReLU(Struct, frozen=True):
+    """max(x, 0), where it does not follow a Linear."""
+
+    def __call__(self, x: Float32) -> Float32:
+        return np.maximum(x, 0)
+
+    def gradient(self, x: Float32, behind: Float32) -> Float32:
+        """The gradient by `x`, from the one behind this layer; both (N, features)."""
+        return behind * (x > 0)
+
+
+Layer = BatchNorm | Linear | LayerNorm | HardSwish | ReLU

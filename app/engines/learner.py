@@ -1,0 +1,135 @@
+"""The fastai learner, rebuilt from a checkpoint: the 2019 starter pack taken literally, and the reference.
+
+Imports torch and fastai, and only inside its functions.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from app.engines.contract import Output
+from app.engines.head import Head, read_head, sigmoid, softmax
+from app.engines.layers import BatchNorm, Linear
+from app.errors import ArchitectureUnknown
+from app.graphs.export import create_body, import_fastai
+from app.photos.transforms import Preprocess
+from app.types import Arrays, Float32
+
+if TYPE_CHECKING:
+    import torch
+
+
+def rebuild(architecture: str, arrays: Arrays) -> "tuple[torch.nn.Module, Head]":
+    """fastai's model with the checkpoint's weights, ready to evaluate, and the head as it was read.
+
+    Raises ArchitectureUnknown where the tensors are not those of `architecture`, CheckpointError,
+    ToolMissing.
+    """
+    vision = import_fastai()
+    torch = importlib.import_module("torch")
+    body = create_body(architecture)
+    with torch.no_grad():
+        channels = body(torch.zeros(1, 3, 224, 224)).shape[1]
+    head = read_head(arrays, channels)
+    head_module = vision.create_head(
+        channels,
+        head.outputs,
+        lin_ftrs=[layer.weight.shape[0] for layer in head.layers if isinstance(layer, Linear)][:-1],
+        pool=head.pool != "none",
+        concat_pool=head.pool == "concat",
+        first_bn=isinstance(head.layers[0], BatchNorm),
+        bn_final=isinstance(head.layers[-1], BatchNorm),
+    )
+    for index, module in enumerate(head_module):
+        if f"1.{index}.bias" in arrays and getattr(module, "bias", 0) is None:  # v1 gave every Linear a bias
+            module.bias = torch.nn.Parameter(torch.zeros(module.out_features))
+    model = torch.nn.Sequential(body, head_module).eval()
+    try:
+        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    except RuntimeError as error:
+        raise ArchitectureUnknown(
+            f"The file is no {architecture}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return model, head
+
+
+class LearnerEngine:
+    """The 2019 starter pack taken literally: a fastai `Learner` with the class list, its own transforms,
+    torch.
+
+    `prepare` and `run` are what `Preprocess` and `Engine.run` are for the shipped graphs.
+    """
+
+    def __init__(
+        self,
+        model: "torch.nn.Module",
+        head: Head,
+        classes: Sequence[str],
+        preprocess: Preprocess,
+        multi_label: bool = False,
+    ) -> None:
+        """Put a model and its head, from `rebuild`, into a Learner."""
+        vision = import_fastai()
+        self._torch = importlib.import_module("torch")
+        self._head = head
+        self._preprocess = preprocess
+        dls = _dataloaders(vision, classes, preprocess)
+        loss = vision.BCEWithLogitsLossFlat() if multi_label else vision.CrossEntropyLossFlat()
+        self._activation = sigmoid if multi_label else softmax
+        self._learn = vision.Learner(
+            dls, model, loss_func=loss
+        )  # get_preds takes the activation from the loss
+
+    def prepare(self, image: Image.Image) -> Any:
+        """A photo as `run` takes it: as it is, or as pixels where only v1 had the pipeline."""
+        return self._preprocess(image) if self._preprocess.pipeline == "fastai1" else image
+
+    def run(self, items: Sequence[Any]) -> list[Output]:
+        """N prepared photos -> N answers."""
+        maps: list[Float32] = []  # of the body, batch by batch
+        hook = self._learn.model[0].register_forward_hook(lambda *call: maps.append(call[2].numpy()))
+        try:
+            probabilities = self._probabilities(items)
+        finally:
+            hook.remove()
+        features = self._head.pooled(np.concatenate(maps))
+        return [Output(*both) for both in zip(probabilities, features, strict=True)]
+
+    def _probabilities(self, items: Sequence[Any]) -> Float32:
+        if self._preprocess.pipeline == "fastai1":
+            with self._torch.no_grad():
+                return self._activation(self._learn.model(self._torch.from_numpy(np.stack(items))).numpy())
+        with self._learn.no_bar(), self._learn.no_logging():
+            batches = self._learn.dls.test_dl([np.asarray(image) for image in items], num_workers=0)
+            return self._learn.get_preds(dl=batches)[0].numpy()  # type: ignore[no-any-return]
+
+
+def _dataloaders(vision: Any, classes: Sequence[str], preprocess: Preprocess) -> Any:
+    """fastai's DataLoaders around one black picture: they carry the vocabulary and the transforms, nothing
+    else.
+
+    Normalize is added by hand: `vision_learner(pretrained=False)` leaves it out without a word.
+    """
+    size, batch_transforms = preprocess.size, []
+    if preprocess.pipeline == "random_resized_crop":
+        item_transform = vision.RandomResizedCrop(size, val_xtra=preprocess.val_xtra)
+    elif preprocess.pipeline == "presize":
+        item_transform = vision.Resize(
+            preprocess.presize, method=preprocess.method, pad_mode=preprocess.pad_mode
+        )
+        batch_transforms = vision.aug_transforms(size=size)
+    else:
+        item_transform = vision.Resize(size, method=preprocess.method, pad_mode=preprocess.pad_mode)
+    black = np.zeros((*size, 3), np.uint8)
+    block = vision.DataBlock(
+        blocks=(vision.ImageBlock, vision.CategoryBlock(vocab=list(classes), sort=False)),
+        get_x=lambda _: black,
+        get_y=lambda _: classes[0],
+        splitter=vision.IndexSplitter([1]),
+        item_tfms=item_transform,
+        batch_tfms=[*batch_transforms, vision.Normalize.from_stats(preprocess.mean, preprocess.std)],
+    )
+    return block.dataloaders([0, 1], bs=1, num_workers=0)

@@ -1,0 +1,178 @@
+"""The shipped bodies: weightless ONNX graphs in `data/`, one `<architecture>.onnx` beside its `.json`.
+
+Tells which graph fits a checkpoint, by the names and shapes of its tensors. `export.py` and `quantize.py`
+write these files.
+"""
+
+import logging
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from app.errors import ArchitectureUnknown
+from app.types import Array, Arrays
+
+FOLDER: Final = Path(__file__).parent / "data"
+COUNTER: Final = "num_batches_tracked"  # BatchNorm's, of no use after training
+EPSILON: Final = np.float32(1e-5)  # torch.nn.BatchNorm's default, which fastai leaves alone
+WHOLE: Final = ("whole",)  # the head steps of a graph that ends with the logits
+
+logger = logging.getLogger(__name__)
+
+
+class Int8(Struct, frozen=True):
+    """What fills the companions of a graph that `quantizer.py` makes: `path` computes in int8, `ranges` tells
+    the smallest and the largest number in each of `tensors`.
+
+    `convolutions` has the modules that are taken together: of a Conv its BatchNorm, and the tensor it reads.
+    """
+
+    convolutions: dict[str, tuple[str, str]]
+    tensors: tuple[str, ...]
+    path: Path = Path()  # as `ranges`, not in the file: known by where that is
+    ranges: Path = Path()
+
+
+class Graph(Struct, frozen=True):
+    """A body without its weights.
+
+    `weights` maps the state-dict names that the graph binds to their shapes; `unused` are names that the
+    architecture has and its graph does not need; `channels` is the C of the (N, C, h, w) feature map, or of
+    the (N, C) features of a transformer. `size` is the one height and width it takes, None where it takes
+    any. `prefixes` maps the names that its library gives to its parts to those that fastai gives; `head` are
+    the steps of the library's own head, for `head.read_head`; both are empty where that is not served.
+    `int8` is None where the body has no companion that computes in int8.
+    """
+
+    architecture: str
+    weights: dict[str, tuple[int, ...]]
+    unused: frozenset[str]
+    channels: int
+    size: tuple[int, int] | None = None
+    prefixes: dict[str, str] = {}
+    head: tuple[str, ...] = ()
+    int8: Int8 | None = None
+    path: Path = Path()  # not in the file: known by where that is
+
+    def float32(self, arrays: Arrays) -> dict[str, Array]:
+        """The arrays that the graph binds: aligned float32 in the machine's order. What is so already is not
+        copied.
+        """
+        return {name: np.require(arrays[name], np.float32, ["C", "ALIGNED"]) for name in self.weights}
+
+    def fits(self, arrays: Arrays) -> bool:
+        """Whether a checkpoint is this architecture. Quick: the first weights tell most of them apart."""
+        return self._fits(arrays) or (self._has_own_names(arrays) and self._fits(self._renamed(arrays)))
+
+    def misfits(self, arrays: Arrays) -> list[str]:
+        """What keeps a checkpoint from being this architecture, one phrase a tensor; empty if it fits."""
+        return min(self._misfits(arrays), self._misfits(self._renamed(arrays)), key=len)
+
+    def rename(self, arrays: Arrays) -> dict[str, Array]:
+        """The same arrays with the body's under fastai's names, which they have already in a fastai file."""
+        return dict(arrays) if self._fits(arrays) else self._renamed(arrays)
+
+    def _fits(self, arrays: Arrays) -> bool:
+        found = all(name in arrays and arrays[name].shape == shape for name, shape in self.weights.items())
+        return found and not self._misfits(arrays)
+
+    def _has_own_names(self, arrays: Arrays) -> bool:
+        """Whether the first weight is there under the name that the library gives it."""
+        first = next(iter(self.weights))
+        return any(
+            first.startswith(new) and old + first.removeprefix(new) in arrays
+            for old, new in self.prefixes.items()
+        )
+
+    def _misfits(self, arrays: Arrays) -> list[str]:
+        found = {name: array.shape for name, array in arrays.items() if not name.endswith(COUNTER)}
+        missing = [f"{name} is missing" for name in self.weights if name not in found]
+        other = [
+            f"{name} is {found[name]}, expected {shape}"
+            for name, shape in self.weights.items()
+            if name in found and found[name] != shape
+        ]
+        known = self.weights.keys() | self.unused
+        extra = [f"{name} is not known" for name in found if name not in known and not self._in_head(name)]
+        return missing + other + extra
+
+    def _renamed(self, arrays: Arrays) -> dict[str, Array]:
+        """From the library's own names: the longest prefix decides."""
+        prefixes = sorted(self.prefixes, key=len, reverse=True)
+        names = {}
+        for name in arrays:
+            old = next((p for p in prefixes if name.startswith(p) and not self._in_head(name)), None)
+            names[name] = name if old is None else self.prefixes[old] + name.removeprefix(old)
+        return {names[name]: array for name, array in arrays.items()}
+
+    def _in_head(self, name: str) -> bool:
+        """Whether a name is one of fastai's head, or of the library's own."""
+        modules = [step.partition(" ")[2] for step in self.head]
+        return name.startswith("1.") or any(module and name.startswith(f"{module}.") for module in modules)
+
+
+_DESCRIPTION: Final = msgspec.json.Decoder(Graph)
+
+
+def shipped_graphs(folder: Path = FOLDER) -> list[Graph]:
+    """All graphs in a folder, by name."""
+    return [read_graph(path) for path in sorted(folder.glob("*.json"))]
+
+
+def read_graph(path: Path) -> Graph:
+    """The graph that a .json file describes; its .onnx files stand beside it."""
+    graph = _DESCRIPTION.decode(path.read_bytes())
+    int8 = graph.int8 and replace(
+        graph.int8, path=path.with_suffix(".int8.onnx"), ranges=path.with_suffix(".ranges.onnx")
+    )
+    return replace(graph, path=path.with_suffix(".onnx"), int8=int8)
+
+
+def fitting_graphs(arrays: Arrays) -> list[Graph]:
+    """The shipped graphs whose names and shapes are those of a checkpoint."""
+    return [graph for graph in shipped_graphs() if graph.fits(arrays)]
+
+
+def find_graph(arrays: Arrays, architecture: str = "") -> Graph:
+    """The graph that fits a checkpoint's tensors; `architecture` chooses where several do.
+
+    Raises ArchitectureUnknown, naming what was found and what to do.
+    """
+    graphs = {graph.architecture: graph for graph in shipped_graphs()}
+    fitting = [graph for graph in graphs.values() if graph.fits(arrays)]
+    names = [graph.architecture for graph in fitting]
+    for name in (architecture, f"timm.{architecture}"):
+        if name in names:
+            return graphs[name]
+    if len(fitting) == 1:
+        if architecture:
+            logger.info("architecture is %s, but the file is %s, which is served", architecture, *names)
+        return fitting[0]
+    if fitting:
+        raise ArchitectureUnknown(
+            f"The file fits {' and '.join(names)} alike: say in the setting architecture which of them you "
+            "trained."
+        )
+    nearest = min(graphs.values(), key=lambda graph: len(graph.misfits(arrays)))
+    wanted = "ARCHITECTURE" if architecture in ("", *graphs) else architecture
+    raise ArchitectureUnknown(
+        f"The tensors in the file fit none of the {len(graphs)} architectures that are shipped; the nearest, "
+        f"{nearest.architecture}, differs: {_some(nearest.misfits(arrays))}. {how_to_export(wanted)}"
+    )
+
+
+def how_to_export(architecture: str) -> str:
+    """The sentence that says how to make a graph that is not shipped."""
+    return (
+        "For another architecture run `pip install -r requirements.txt` and "
+        f"`python -m app graph {architecture}`, with fastai's name for it, and deploy the files it "
+        "writes."
+    )
+
+
+def _some(misfits: list[str]) -> str:
+    return "; ".join(misfits[:5]) + (f"; and {len(misfits) - 5} more" if len(misfits) > 5 else "")

@@ -1,0 +1,1 @@
+"""The bytes of a photo become pixels, as fastai makes them."""

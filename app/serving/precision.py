@@ -1,0 +1,93 @@
+"""Whether the body computes in int8: only where the proof agrees with float32 and it is quicker."""
+
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import Final, Literal
+
+import numpy as np
+from msgspec import Struct
+
+from app.engines.contract import Output
+from app.engines.onnx_runtime import Engine
+from app.types import Size
+
+MAX_MEAN_DIFFERENCE: Final = 0.01  # of a probability, over all photos and classes
+# Of the most changed probability of a photo, over all photos: among many classes, of which most are near 0 in
+# both, the mean of all says little.
+MAX_MEAN_LARGEST: Final = 0.02
+MIN_SPEEDUP: Final = 1.25  # times as quick: for less nobody needs other numbers
+TIMED: Final = 7  # photos for each of the two
+
+
+class Precision(Struct, frozen=True):
+    """In which numbers the body computes, and why.
+
+    Of `photos` photos int8 gave `flips` another class, not counting those that are unsure in both. The
+    probabilities differ by `mean_difference` on average, the most changed one of a photo by
+    `mean_largest_difference` on average and `worst_difference` at most. int8 is `gain` times as quick.
+    """
+
+    used: Literal["float32", "int8"]
+    why: str
+    photos: int = 0
+    flips: int = 0
+    mean_difference: float = 0.0
+    mean_largest_difference: float = 0.0
+    worst_difference: float = 0.0
+    gain: float = 0.0
+
+
+def compare(
+    float32: Sequence[Output],
+    int8: Sequence[Output],
+    gain: float,
+    *,
+    unsure_below: float = 0.0,
+    threshold: float | None = None,
+    insist: bool = False,
+) -> Precision:
+    """How far the answers in int8 are from those in float32 to the same photos.
+
+    An answer is the likeliest class, or with a `threshold` all from there on. `used` is int8 where they agree
+    and it is MIN_SPEEDUP times as quick; to `insist` is not to mind how quick.
+    """
+    expected, found = (np.stack([answer.probabilities for answer in both]) for both in (float32, int8))
+    if threshold is None:
+        others = found.argmax(axis=1) != expected.argmax(axis=1)
+    else:
+        others = ((found >= threshold) != (expected >= threshold)).any(axis=1)
+    sure = np.maximum(expected, found).max(axis=1) >= unsure_below  # in one of the two
+    flips = int((others & sure).sum())
+    differences = np.abs(found - expected)
+    each = differences.max(axis=1)
+    mean, largest, worst = float(differences.mean()), float(each.mean()), float(each.max())
+    agrees = not flips and mean <= MAX_MEAN_DIFFERENCE and largest <= MAX_MEAN_LARGEST
+    quicker = gain >= MIN_SPEEDUP or insist
+    verdict = (
+        "int8 is too far from float32" if not agrees else "it agrees" if quicker else "int8 is hardly quicker"
+    )
+    judged = f"{len(found)} photos of the proof"
+    if not sure.all():
+        judged = f"the {sure.sum()} photos of the proof that are not unsure"
+    return Precision(
+        "int8" if agrees and quicker else "float32",
+        f"{verdict}; {flips} of {judged} get another class, a probability differs "
+        f"by {mean:.4f} on average, the most changed one of a photo by {largest:.4f} on average and "
+        f"{worst:.4f} at most, and int8 is {gain:.1f} times as quick",
+        *(len(found), flips, mean, largest, worst, gain),
+    )
+
+
+def measure_gain(float32: Engine, int8: Engine, size: Size) -> float:
+    """How many times as quick int8 is with a photo of (height, width) `size`: of two medians, taken in turn,
+    so that what else runs on the machine meets both.
+    """
+    black = [np.zeros((3, *size), np.float32)]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(TIMED):
+        for engine, its in zip((float32, int8), seconds, strict=True):
+            start = time.perf_counter()
+            engine.run(black)
+            its.append(time.perf_counter() - start)
+    return median(seconds[0]) / median(seconds[1])

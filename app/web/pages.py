@@ -1,0 +1,208 @@
+"""What a browser is shown: the pages of view/, with the texts, the settings and the answers filled in.
+
+Every value is escaped where it is filled in. Knows nothing of Starlette, nor how an answer came about.
+"""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any, Final
+
+import msgspec
+from PIL import Image, ImageOps
+
+from app.errors import SettingsError
+from app.serving.predictor import ModelCard, Prediction, Score
+from app.settings import DEMO, Settings
+from app.web.colors import GROUNDS, color_rules
+
+VIEW: Final = Path(__file__).parent / "view"
+DEMO_SAMPLES: Final = Path(__file__).parent.parent / "samples"
+NAMED: Final = 12  # classes in the description: with a hundred, nobody reads them
+SHOWN: Final = 5  # classes in an answer before "show all"
+SURE: Final = 0.999  # as in app.js
+MAX_SAMPLES: Final = 6  # a row of them; each is 2 kB of the page
+THUMB: Final = 108  # px: 72 on a screen with one and a half pixels to each
+PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class Pages:
+    """The pages of one server, made once from its settings.
+
+    `classes` are those that it names; an export says them only when it has been opened.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Read templates, texts and samples. Raises SettingsError where there are no such samples."""
+        self._settings = settings
+        self.classes = settings.classes
+        texts = json.loads((VIEW / "texts.json").read_text("utf-8"))
+        self._words: dict[str, str] = texts["page"] | texts["both"]
+        self._script_words: dict[str, Any] = texts["script"] | texts["both"]
+        self._templates = {path.stem: Template(path.read_text("utf-8")) for path in VIEW.glob("*.html")}
+        self.samples = _samples(settings)  # in the order in which they are shown
+        self.stylesheet = color_rules(settings.color) + (VIEW / "static" / "style.css").read_text("utf-8")
+        self._sample_row = self._samples_html()
+
+    def index(self, phase: str) -> str:
+        """The page, while opening the model is in this phase."""
+        data = {
+            "phase": phase,
+            "maxBytes": self._settings.max_upload_mb * 1_000_000,
+            "turns": self._settings.exif == "turn",
+            "texts": self._script_words,
+        }
+        script = json.dumps(data, ensure_ascii=False).replace(
+            "<", "\\u003c"
+        )  # nothing in it ends the element
+        return self._fill(
+            "index",
+            {"ground_light": GROUNDS["light"], "ground_dark": GROUNDS["dark"]},
+            data=script,
+            preview_tags=self._preview_tags(),
+            samples=self._sample_row,
+        )
+
+    def answer(self, prediction: Prediction) -> str:
+        """The answer to a form that was sent without JavaScript."""
+        words, scores = self._words, prediction.predictions
+        headline = words["unsure"] if prediction.unsure else prediction.result or words["nothing"]
+        hint = words["unsureHint"].format(label=scores[0].label) if prediction.unsure else ""
+        rest = ""
+        if len(scores) > SHOWN:
+            summary = html.escape(words["all"].format(count=len(scores)))
+            rows = _rows(scores[SHOWN:])
+            rest = f'<details><summary>{summary}</summary><ol class="scores">{rows}</ol></details>'
+        return self._fill(
+            "answer",
+            {"headline": headline},
+            hint=f'<p class="soft">{html.escape(hint)}</p>' if hint else "",
+            rows=_rows(scores[:SHOWN]),
+            rest=rest,
+        )
+
+    def api(self, card: ModelCard | None) -> str:
+        """How programs use the server, and what is served; without a card while that is being opened."""
+        model = f"<p>{html.escape(self._words['model_opening'])}</p>" if card is None else _card_html(card)
+        return self._fill("api", {}, model=model)
+
+    def manifest(self) -> dict[str, Any]:
+        """What lets a phone install the page (W3C Web Application Manifest)."""
+        icon: dict[str, str] = {"src": "/static/icon.svg", "sizes": "any", "type": "image/svg+xml"}
+        bitmaps = [
+            {"src": f"/static/icon-{side}.png", "sizes": f"{side}x{side}", "type": "image/png"}
+            for side in (192, 512)
+        ]
+        return {
+            "name": self._settings.title,
+            "short_name": self._settings.title,
+            "description": self._description(),
+            "start_url": "/",
+            "display": "standalone",
+            "background_color": GROUNDS["light"],
+            "theme_color": GROUNDS["light"],
+            "icons": [icon, *bitmaps],
+        }
+
+    def _fill(self, name: str, values: Mapping[str, str], **fragments: str) -> str:
+        """A template with words and values, escaped here, and with fragments, which are HTML already."""
+        words = {"title": self._settings.title, "description": self._description(), **self._words, **values}
+        escaped = {key: html.escape(value) for key, value in words.items()}
+        return self._templates[name].substitute(escaped | fragments)
+
+    def _description(self) -> str:
+        if self._settings.description:
+            return self._settings.description
+        if not self.classes:
+            return self._words["tells_nothing_yet"]
+        named = ", ".join(self.classes[:NAMED])
+        if len(self.classes) > NAMED:
+            named += " " + self._words["more"].format(count=len(self.classes) - NAMED)
+        return self._words["tells"].format(classes=named)
+
+    def _preview_tags(self) -> str:
+        """What needs this server's own address, which the settings alone can say: Host headers lie."""
+        address = html.escape(self._settings.public_url.rstrip("/"))
+        if not address:
+            return ""
+        return (
+            f'<meta property="og:url" content="{address}/">\n<link rel="canonical" href="{address}/">\n'
+            f'<meta property="og:image" content="{address}/static/icon-512.png">\n'
+        )
+
+    def _samples_html(self) -> str:
+        if not self.samples:
+            return ""
+        buttons = [
+            f'<li><button type="button" data-do="sample" value="/samples/{number}">'
+            f'<img width="72" height="72" alt="{html.escape(self._sample_label(file))}" src="{_thumb(file)}">'
+            "</button></li>"
+            for number, file in enumerate(self.samples)
+        ]
+        heading = f'<p class="soft">{html.escape(self._words["samples"])}</p>'
+        return f'  <div class="samples" data-in="idle">{heading}<ul>{"".join(buttons)}</ul></div>\n'
+
+    def _sample_label(self, file: Path) -> str:
+        return self._words["sample"].format(name=file.stem.replace("-", " ").replace("_", " "))
+
+
+def _samples(settings: Settings) -> list[Path]:
+    """The photos of the setting `samples`; the demo has its own."""
+    if not settings.samples:
+        demo = settings.model_url == str(DEMO)
+        return sorted(DEMO_SAMPLES.iterdir()) if demo else []
+    folder = Path(settings.samples)
+    files = sorted(f for f in folder.glob("*") if f.suffix.lower() in PICTURES)
+    if not files:
+        raise SettingsError(
+            f"samples is {folder}, where there are no photos ({', '.join(PICTURES)}); name a folder of up to "
+            f"{MAX_SAMPLES} photos, or take the setting out."
+        )
+    return files[:MAX_SAMPLES]
+
+
+def _thumb(file: Path) -> str:
+    """A photo as a small square in a data URL: no request of its own."""
+    try:
+        with Image.open(file) as image:
+            small = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (THUMB, THUMB))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise SettingsError(f"The sample {file} is no photo that can be read: {error}.") from error
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=60)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _rows(scores: Sequence[Score]) -> str:
+    """The rows of an answer, as app.js makes them."""
+    return "".join(
+        f"<li><bdi>{html.escape(s.label)}</bdi><span>{_percent(s.score)}</span>"
+        f'<svg class="bar" aria-hidden="true"><rect width="{s.score:.1%}"/></svg></li>'
+        for s in scores
+    )
+
+
+def _percent(score: float) -> str:
+    return f"{score:.1%}" if score <= SURE else html.escape(f">{SURE:.1%}")  # nothing is certain
+
+
+def _card_html(card: ModelCard) -> str:
+    """The model card as a table; what is nested in it line by line."""
+    rows = [
+        f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th><td>{_value_html(value)}</td></tr>'
+        for name, value in msgspec.to_builtins(card).items()
+        if value is not None  # no proof
+    ]
+    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def _value_html(value: Any) -> str:
+    if isinstance(value, dict):
+        return "<br>".join(f"{html.escape(name)}: {_value_html(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value_html, value))
+    return html.escape(f"{value:,}" if isinstance(value, int) else str(value))

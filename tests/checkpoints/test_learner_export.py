@@ -1,0 +1,333 @@
+"""What an exported learner knows: compared with the learner itself, and with real fastai v1's files."""
+
+import io
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.checkpoints.learner_export import _fastai1_transforms, _pair, _resampling
+from app.checkpoints.reader import Checkpoint, read_checkpoint
+from app.checkpoints.unpickler import Unpickler
+from app.errors import ArchitectureUnknown, CheckpointError
+from app.graphs.export import create_body
+from app.serving.resolve import recognize
+from tests.conftest import BEARS, DATA, IMAGES
+
+V1 = DATA / "v1"
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def exported(learn: Any, name: str = "export.pkl") -> Checkpoint:
+    learn.export(name)
+    return read_checkpoint(learn.path / name)
+
+
+def assert_same_arrays(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
+    state = model.state_dict()
+    assert list(checkpoint.arrays) == list(state)
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(checkpoint.arrays[name], tensor.numpy())
+
+
+def assert_known(checkpoint: Checkpoint, **expected: Any) -> None:
+    for name, value in expected.items():
+        known = checkpoint.known[name]
+        assert known == pytest.approx(value) if name in ("mean", "std", "val_xtra") else known == value, name
+
+
+@pytest.mark.parametrize(
+    ("item", "options", "expected"),
+    [
+        (("Resize", 224, {}), {}, {"pipeline": "resize", "image_size": (224, 224), "resize_method": "crop"}),
+        (
+            ("Resize", (192, 256), {"method": "pad", "pad_mode": "zeros"}),
+            {"stats": None},
+            {
+                "image_size": (192, 256),
+                "resize_method": "pad",
+                "pad_mode": "zeros",
+                "mean": (0, 0, 0),
+                "std": (1, 1, 1),
+            },
+        ),
+        (
+            ("RandomResizedCrop", (96, 128), {"val_xtra": 0.3}),
+            {"stats": ((0.5,) * 3, (0.25,) * 3)},
+            {
+                "pipeline": "random_resized_crop",
+                "image_size": (96, 128),
+                "val_xtra": 0.3,
+                "mean": (0.5,) * 3,
+                "std": (0.25,) * 3,
+            },
+        ),
+        (
+            ("Resize", 460, {"method": "squish"}),
+            {"batch_size": (192, 256)},
+            {
+                "pipeline": "presize",
+                "presize": (460, 460),
+                "image_size": (192, 256),
+                "resize_method": "squish",
+            },
+        ),
+    ],
+    ids=["crop", "padded, not normalized", "random crop", "presized"],
+)
+def test_an_export_of_v2_tells_what_its_learner_does(
+    item: Any, options: Any, expected: Any, make_learner: Callable[..., Any], vision: Any
+) -> None:
+    name, size, more = item
+    learn = make_learner("squeezenet1_1", getattr(vision, name)(size, **more), **options)
+    checkpoint = exported(learn)
+    assert checkpoint.export is not None
+    assert (checkpoint.export.writer, checkpoint.export.unserved) == ("fastai v2 learn.export", ())
+    assert_same_arrays(checkpoint, learn.model)
+    assert_known(checkpoint, **{"classes": BEARS, "multi_label": False, **IMAGENET, **expected})
+
+
+def learner_of_labels(
+    vision: Any, tmp_path: Path, labels: list[Any], y_block: Any = None, **options: Any
+) -> Any:
+    dls = vision.ImageDataLoaders.from_lists(
+        DATA, IMAGES[: len(labels)], labels, y_block=y_block, item_tfms=vision.Resize(32), bs=2, num_workers=0
+    )
+    body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    learn = vision.Learner(dls, torch.nn.Sequential(body, torch.nn.Linear(4, 3)), **options)
+    learn.path = tmp_path
+    return learn
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([3, 1, 2, 1, 2, 3], ("1", "2", "3")),
+        (list(np.array([3, 1, 2, 1, 2, 3])), ("1", "2", "3")),
+        (["cat ", "dog", "cat ", "dog", " eel", "dog"], (" eel", "cat ", "dog")),
+        ([True, False] * 3, ("False", "True")),
+    ],
+    ids=["numbers", "numpy numbers", "trailing blanks", "booleans"],
+)
+def test_class_names_come_out_as_text_and_otherwise_unchanged(
+    labels: list[Any], classes: tuple[str, ...], vision: Any, tmp_path: Path
+) -> None:
+    assert exported(learner_of_labels(vision, tmp_path, labels)).known["classes"] == classes
+
+
+def test_several_labels_a_photo_are_known_with_their_threshold(vision: Any, tmp_path: Path) -> None:
+    labels = [["a", "b"], ["c"], ["a"], ["b", "c"], ["a"], ["b"]]
+    loss = vision.BCEWithLogitsLossFlat(thresh=0.2)
+    learn = learner_of_labels(vision, tmp_path, labels, vision.MultiCategoryBlock(), loss_func=loss)
+    assert_known(exported(learn), classes=("a", "b", "c"), multi_label=True, threshold=0.2)
+
+
+def test_what_is_not_reproduced_is_said(
+    vision: Any, make_learner: Callable[..., Any], tmp_path: Path
+) -> None:
+    learn = make_learner("squeezenet1_1", [vision.Resize(64), vision.CropPad(48)])
+    found = exported(learn).export
+    assert found is not None
+    assert found.unserved == ("it uses CropPad, which is not reproduced",)
+    learn = learner_of_labels(vision, tmp_path, [0.5, 0.1, 0.2, 0.3, 0.4, 0.9], vision.RegressionBlock())
+    found = exported(learn).export
+    assert found is not None
+    assert "it was trained for numbers, not for classes" in found.unserved
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("export.pkl", {"classes": BEARS, "image_size": (224, 224), "resize_method": "crop", **IMAGENET}),
+        (
+            "squished.pkl",  # size=(96, 128), and no normalize()
+            {
+                "classes": BEARS,
+                "image_size": (96, 128),
+                "resize_method": "squish",
+                "mean": (0, 0, 0),
+                "std": (1, 1, 1),
+            },
+        ),
+        ("numbers.pkl", {"classes": ("5", "6", "7"), "image_size": (64, 64), **IMAGENET}),
+        ("several-labels.pkl", {"classes": (*BEARS, "x "), "multi_label": True, "image_size": (64, 64)}),
+    ],
+)
+def test_an_export_of_real_v1_tells_what_its_learner_does(name: str, expected: dict[str, Any]) -> None:
+    checkpoint = read_checkpoint(V1 / name)
+    assert checkpoint.export is not None
+    assert checkpoint.export.writer == "fastai v1 learn.export"
+    assert_known(checkpoint, pipeline="fastai1", **expected)
+    assert all(array.size for array in checkpoint.arrays.values())
+
+
+def test_an_export_of_real_v1_holds_the_weights_that_its_learner_saved() -> None:
+    export, saved = read_checkpoint(V1 / "export.pkl"), read_checkpoint(V1 / "stage-2.pth")
+    assert list(export.arrays) == list(saved.arrays)
+    for name, array in saved.arrays.items():
+        np.testing.assert_array_equal(export.arrays[name], array)
+    assert json.loads((V1 / "meta.json").read_text())["classes"] == list(export.known["classes"])
+
+
+def test_padding_of_v1_is_not_reproduced_and_said() -> None:
+    export = read_checkpoint(V1 / "several-labels.pkl").export
+    assert export is not None
+    assert export.unserved == ("it uses v1's resize_method pad, which is not reproduced",)
+
+
+def test_a_data_export_of_v1_is_named_for_what_it_is() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"data\.export of fastai v1.*\(black, grizzly, teddys\), but no weights"
+    ):
+        read_checkpoint(V1 / "data-export.pkl")
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model-plain.pkl"])  # torch.save, pickle.dump
+def test_a_whole_model_of_torch_1_0_is_read(name: str) -> None:
+    checkpoint = read_checkpoint(V1 / name)
+    assert checkpoint.export is not None
+    assert checkpoint.export.writer == "torch.save(model)"
+    shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
+    assert shapes == {
+        "0.0.weight": (8, 3, 3, 3),
+        "0.0.bias": (8,),
+        "1.0.weight": (8, 8, 3, 3),
+        "1.0.bias": (8,),
+        "2.0.weight": (3, 8, 3, 3),
+        "2.0.bias": (3,),
+    }
+
+
+def test_modules_that_share_their_branches_without_measure_are_refused(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(1, 1))
+    for _ in range(40):  # 2 ** 40 ways to the layer
+        module = torch.nn.Sequential(module, module)
+    torch.save(module, tmp_path / "stage-2.pth")
+    with pytest.raises(CheckpointError, match="over 100,000 modules and tensors"):
+        read_checkpoint(tmp_path / "stage-2.pth")
+
+
+class Named:
+    """Pickled under the name of a class or function that is not installed here."""
+
+    def __init__(self, module: str, name: str, *arguments: Any, **state: Any) -> None:
+        self.kind = type(name, (), {"__module__": module, "__qualname__": name})
+        self.arguments, self.state = arguments, state
+
+    def __reduce__(self) -> Any:
+        return self.kind, self.arguments, self.state or None
+
+
+class Names(pickle._Pickler):
+    """Writes the names of classes that cannot be imported."""
+
+    def save_global(self, thing: Any, name: str | None = None) -> None:
+        self.write(f"c{thing.__module__}\n{name or thing.__qualname__}\n".encode())
+        self.memoize(thing)
+
+
+def by_name(value: Any) -> Any:
+    """What the reader makes of an object."""
+    file = io.BytesIO()
+    Names(file, 2).dump(value)
+    return Unpickler(io.BytesIO(file.getvalue())).load()
+
+
+def test_the_attributes_of_fastai_2_0_are_understood() -> None:
+    size = Named("fastcore.utils", "Tuple", (96, 64))
+    resize = by_name(Named("fastai2.vision.augment", "Resize", size=size, mode=3))
+    assert _pair(resize.get("size")) == (96, 64)
+    assert _resampling(resize) == 3
+
+
+@pytest.mark.parametrize("function", ["_rebuild_from_type", "_fa_rebuild_tensor"])
+def test_tensors_as_fastai_wrote_them_before_torch_2_are_tensors(function: str, tmp_path: Path) -> None:
+    import fastai.torch_core as core
+
+    class Old(torch.Tensor):
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            data = (
+                self._typed_storage(),
+                self.storage_offset(),
+                tuple(self.size()),
+                self.stride(),
+                False,
+                {},
+            )  # type: ignore[attr-defined]
+            if function == "_fa_rebuild_tensor":
+                return core._fa_rebuild_tensor, (core.TensorBase, *data)
+            return core._rebuild_from_type, (torch._utils._rebuild_tensor_v2, core.TensorBase, data, {})
+
+    state = {"mean": torch.arange(6.0).reshape(2, 3).T.as_subclass(Old)}
+    torch.save(state, tmp_path / "stage-2.pth")
+    arrays = read_checkpoint(tmp_path / "stage-2.pth").arrays
+    np.testing.assert_array_equal(arrays["mean"], np.arange(6.0).reshape(2, 3).T)
+
+
+def test_another_crop_of_v1_than_the_central_one_is_said() -> None:
+    def transform(name: str, **chosen: Any) -> Any:
+        crop = Named("fastai.vision.image", "TfmCrop", func=type(name, (), {"__module__": "fastai"}))
+        return Named("fastai.vision.image", "RandTransform", tfm=crop, kwargs=chosen)
+
+    usual, random, other = (
+        transform("_crop_pad"),
+        transform("_crop_pad", row_pct=(0, 1)),
+        transform("_rotate"),
+    )
+    assert _fastai1_transforms([by_name(usual)]) == []
+    assert _fastai1_transforms([by_name(random), by_name(other)]) == [
+        "it uses v1's crop_pad at validation, which is not reproduced",
+        "it uses v1's rotate at validation, which is not reproduced",
+    ]
+
+
+def test_tensors_that_one_module_shares_without_measure_are_refused(tmp_path: Path) -> None:
+    module = torch.nn.Module()
+    for number in range(1000):
+        module.register_buffer(str(number), torch.zeros(1))
+    for _ in range(2):  # 10,000,000 names
+        shared, module = module, torch.nn.Module()
+        module._modules = {str(number): shared for number in range(100)}
+    torch.save(module, tmp_path / "stage-2.pth")
+    with pytest.raises(CheckpointError, match="over 100,000 modules"):
+        read_checkpoint(tmp_path / "stage-2.pth")
+
+
+def test_with_a_loss_that_is_not_known_the_blocks_say_whether_several_labels_may_be_right(
+    vision: Any, tmp_path: Path
+) -> None:
+    labels = [["a", "b"], ["c"], ["a"], ["b", "c"], ["a"], ["b"]]
+    loss = torch.nn.MultiLabelSoftMarginLoss()
+    learn = learner_of_labels(vision, tmp_path, labels, vision.MultiCategoryBlock(), loss_func=loss)
+    assert exported(learn).known["multi_label"] is True
+
+
+@pytest.mark.parametrize("change", ["activation", "head"])
+def test_layers_that_names_and_shapes_do_not_tell_are_not_taken_for_the_usual_ones(
+    vision: Any, tmp_path: Path, change: str
+) -> None:
+    model = torch.nn.Sequential(create_body("resnet18"), vision.create_head(512, 3))
+    torch.save(model, tmp_path / "usual.pth")
+    if change == "activation":
+        model[0][2] = torch.nn.GELU()
+    else:
+        model[1].append(torch.nn.LogSoftmax(1))
+    torch.save(model, tmp_path / "strange.pth")
+    usual, strange = (read_checkpoint(tmp_path / f"{name}.pth") for name in ("usual", "strange"))
+    assert recognize(usual.arrays, module=usual.module).graph.architecture == "resnet18"
+    with pytest.raises(ArchitectureUnknown, match=r"but not its layers: it has (GELU|LogSoftmax)"):
+        recognize(strange.arrays, module=strange.module)
+
+
+def test_a_head_in_an_export_that_is_not_understood_is_left_to_torch(vision: Any, tmp_path: Path) -> None:
+    model = vision.models.resnet18(num_classes=3)
+    model.fc = torch.nn.Sequential(torch.nn.Linear(512, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    torch.save(model, tmp_path / "model.pth")
+    checkpoint = read_checkpoint(tmp_path / "model.pth")
+    with pytest.raises(ArchitectureUnknown):
+        recognize(checkpoint.arrays, module=checkpoint.module)

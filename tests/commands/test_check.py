@@ -1,0 +1,161 @@
+"""Figures about a labelled folder: against scikit-learn, and by way of the command."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_score, recall_score
+
+from app.commands.check import BINS, Evaluation, as_page
+from tests.conftest import BEARS, DATA, IMAGES, bears_environment, run_app
+
+
+def random_evaluation(photos: int = 500, classes: int = 4) -> Evaluation:
+    """Answers that are right more often the more confident they are."""
+    random = np.random.default_rng(5)
+    probabilities = random.dirichlet(np.full(classes, 0.4), photos).astype(np.float32)
+    truths = np.array([random.choice(classes, p=row / row.sum()) for row in probabilities.astype(float)])
+    names = tuple("abcd"[:classes])
+    return Evaluation(names, tuple(Path(f"{i}.jpg") for i in range(photos)), truths, probabilities)
+
+
+def test_accuracy_confusion_recall_and_precision_are_scikit_learns() -> None:
+    evaluation = random_evaluation()
+    truths, answers = evaluation.truths, evaluation.answers
+    assert evaluation.accuracy == pytest.approx(accuracy_score(truths, answers))
+    np.testing.assert_array_equal(evaluation.confusion(), confusion_matrix(truths, answers))
+    _, photos, recall, precision = zip(*evaluation.per_class(), strict=True)
+    assert sum(photos) == 500
+    assert recall == pytest.approx(recall_score(truths, answers, average=None))
+    assert precision == pytest.approx(precision_score(truths, answers, average=None))
+
+
+def test_the_calibration_error_is_that_of_its_definition() -> None:
+    evaluation = random_evaluation()
+    expected = 0.0
+    for i in range(BINS):
+        inside = (evaluation.confidences >= i / BINS) & (
+            evaluation.confidences < (i + 1) / BINS + (i == BINS - 1)
+        )
+        if inside.any():
+            gap = evaluation.right[inside].mean() - evaluation.confidences[inside].mean()
+            expected += inside.mean() * abs(gap)
+    assert evaluation.calibration_error() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_suggested_threshold_keeps_as_many_answers_as_are_right_often_enough() -> None:
+    evaluation = random_evaluation()
+    threshold, share = evaluation.unsure_below()
+    sure = evaluation.confidences >= threshold
+    assert sure.mean() == pytest.approx(share)
+    assert evaluation.right[sure].mean() >= 0.94
+    lower = evaluation.confidences >= threshold - 0.05
+    assert evaluation.right[lower].mean() < 0.95
+
+
+def test_where_no_threshold_helps_none_is_suggested() -> None:
+    evaluation = Evaluation(("a", "b"), (Path("x"),), np.array([0]), np.array([[0.1, 0.9]], np.float32))
+    assert evaluation.unsure_below() == (1.0, 0.0)
+    assert "no unsure_below makes 95%" in as_page(
+        Evaluation(("a", "b"), (IMAGES[0],), np.array([0]), np.array([[0.1, 0.9]]))
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """24 pictures of bears, each in the folder of what the file of pictures says it shows."""
+    shown = {e["file"]: e["true"] for e in json.loads((DATA / "images.json").read_text())}
+    for path in IMAGES[:24]:
+        target = tmp_path / "photos" / shown[path.name]
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return tmp_path / "photos"
+
+
+def test_check_prints_what_fastai_v1s_answers_give(
+    folder: Path, v1_predictions: dict[str, np.ndarray]
+) -> None:
+    photos = sorted(path for path in folder.rglob("*") if path.is_file())
+    right = sum(BEARS[v1_predictions[path.name].argmax()] == path.parent.name for path in photos)
+    ended = run_app("check", str(folder), **bears_environment(APP_EXIF="ignore"))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(f"{right / 24:.1%} of 24 photos are named rightly\n")
+    for part in ("calibration error", "unsure_below", "right when said", "is \\ said", "worst mistakes"):
+        assert part in ended.stdout
+
+
+def test_check_compares_with_what_a_notebook_saved(
+    folder: Path, tmp_path: Path, v1_predictions: dict[str, np.ndarray]
+) -> None:
+    saved = {
+        path.relative_to(folder).as_posix(): v1_predictions[path.name].tolist()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    file = tmp_path / "saved.json"
+    file.write_text(json.dumps({"classes": BEARS, "predictions": saved}))
+    arguments = ("check", str(folder), "--against", str(file))
+    agreeing = run_app(*arguments, **bears_environment(APP_EXIF="ignore"))
+    assert "against the notebook: 0 of 24 photos get another class" in agreeing.stdout
+    assert "is 0.0000" in agreeing.stdout
+    other = run_app(*arguments, **bears_environment(APP_EXIF="ignore", APP_IMAGE_SIZE="96"))
+    assert "against the notebook: 0 of 24" not in other.stdout
+
+
+def test_check_writes_a_page_that_needs_nothing_else(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    ended = run_app("check", str(folder), "--html", str(page), **bears_environment())
+    assert ended.returncode == 0
+    text = page.read_text()
+    assert text.count('src="data:image/jpeg;base64,') == text.count("<figure>") > 0
+    assert "http" not in text
+    assert "named rightly" in text
+
+
+def test_check_leaves_out_what_is_no_photo_and_says_so(folder: Path) -> None:
+    (folder / "black" / "notes.txt").write_text("hello")
+    ended = run_app("check", str(folder), **bears_environment())
+    assert ended.returncode == 0
+    assert "notes.txt is left out: No picture was recognized" in ended.stderr
+    assert " of 24 photos" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder: (folder / "panda").mkdir(),
+            "sub-folders panda, which are no classes; the classes are black",
+        ),
+        (lambda folder: shutil.rmtree(folder), "is no folder"),
+        (lambda folder: [shutil.rmtree(sub) for sub in folder.iterdir()], "has no photos"),
+    ],
+)
+def test_a_folder_that_is_not_labelled_is_named(folder: Path, change: object, message: str) -> None:
+    change(folder)  # type: ignore[operator]
+    ended = run_app("check", str(folder), **bears_environment())
+    assert ended.returncode == 1
+    assert message in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "does not hold a notebook's probabilities"),
+        ('{"classes": ["a", "b", "c"], "predictions": {}}', "has the classes"),
+        (
+            '{"classes": ["black", "grizzly", "teddys"], "predictions": {"x": [1, 0, 0]}}',
+            "names none of the photos",
+        ),
+    ],
+)
+def test_a_file_of_other_probabilities_is_named(
+    folder: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    file = tmp_path / "saved.json"
+    file.write_text(content)
+    ended = run_app("check", str(folder), "--against", str(file), **bears_environment())
+    assert ended.returncode == 1
+    assert message in ended.stderr

@@ -1,0 +1,111 @@
+"""Photos on threads: how many pixels at once, in which order, and for how long."""
+
+import asyncio
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image, _imaging
+
+from app.errors import BadImage, Unavailable
+from app.photos.decode import decode
+from app.photos.pool import Decoder, Room
+from app.photos.transforms import Preprocess
+from tests.conftest import SECONDS, image_bytes
+
+PHOTO = image_bytes("b00_12mp_4000x3000.jpg")
+
+
+def applied(decoder: Decoder, data: bytes, deadline: float = math.inf) -> Image.Image:
+    try:
+        return asyncio.run(decoder.apply(lambda image: image, data, deadline))
+    finally:
+        decoder.close()
+
+
+def test_a_photo_is_decoded_as_without_threads() -> None:
+    image = applied(Decoder("turn"), PHOTO)
+    assert np.array_equal(np.asarray(image), np.asarray(decode(PHOTO)))
+
+
+def test_what_is_no_picture_is_refused_as_without_threads() -> None:
+    with pytest.raises(BadImage):
+        applied(Decoder("turn"), PHOTO[: len(PHOTO) // 2])
+
+
+@pytest.mark.fault("L03")
+def test_a_photo_whose_turn_comes_too_late_is_not_decoded() -> None:
+    with pytest.raises(Unavailable) as caught:
+        applied(Decoder("turn"), b"no picture at all", time.monotonic())
+    assert caught.value.code == "queue-timeout"
+
+
+def test_a_large_jpeg_is_decoded_reduced_where_that_is_allowed_and_looks_the_same() -> None:
+    preprocess = Preprocess()
+    image = applied(Decoder("turn", preprocess.least), PHOTO)
+    assert image.size == (2000, 1500)  # 1000 x 750 would be less than four times 224
+    assert np.abs(preprocess(image) - preprocess(decode(PHOTO))).max() < 3 * (1 / 255 / 0.224)
+    small = applied(Decoder("turn", preprocess.least), image_bytes("a14_1000x1000.jpg"))
+    assert small.size == (1000, 1000)
+
+
+def kept() -> int:
+    """Blocks of memory, 16 MB each, that Pillow keeps for its next pictures."""
+    return _imaging.get_stats()["blocks_cached"]  # type: ignore[no-any-return]
+
+
+def test_memory_is_kept_for_the_next_large_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.photos.pool.KEPT_SECONDS", SECONDS)
+    decoder = Decoder("turn")
+
+    async def decoded_twice() -> None:
+        await decoder.apply(lambda image: None, PHOTO, math.inf)
+        assert kept() == 3  # 4000 x 3000 pixels of 4 bytes
+        reused = _imaging.get_stats()["reused_blocks"]
+        await decoder.apply(lambda image: None, PHOTO, math.inf)
+        assert _imaging.get_stats()["reused_blocks"] == reused + 3
+
+    _imaging.clear_cache()
+    asyncio.run(decoded_twice())
+    decoder.close()
+    assert kept() == 0
+
+
+def test_memory_is_given_back_after_a_photo_however_long_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.photos.pool.KEPT_SECONDS", 0.0)  # far less than the photo takes
+
+    async def decoded() -> None:
+        decoder = Decoder("turn")
+        await decoder.apply(lambda image: None, PHOTO, math.inf)
+        async with asyncio.timeout(SECONDS):
+            while kept():
+                await asyncio.sleep(0)
+        decoder.close()
+
+    asyncio.run(decoded())
+
+
+def test_two_large_pictures_are_not_held_at_once() -> None:
+    room, inside, most = Room(10), threading.Semaphore(0), []
+    go, held = threading.Event(), 0
+
+    def work(pixels: int) -> None:
+        nonlocal held
+        with room.take(pixels):
+            held += pixels
+            most.append(held)
+            inside.release()
+            assert go.wait(SECONDS)
+            held -= pixels
+
+    threads = [threading.Thread(target=work, args=(pixels,)) for pixels in (6, 6, 50, 3)]
+    for thread in threads:
+        thread.start()
+    assert inside.acquire(timeout=SECONDS)
+    go.set()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert len(most) == 4
+    assert all(total <= 10 or total == 50 for total in most)

@@ -1,0 +1,207 @@
+"""From settings to an answer, and the sentences for what cannot be served."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from app.errors import (
+    BadOutput,
+    CheckpointError,
+    ClassesMismatch,
+    SettingsError,
+    UnsupportedMedia,
+)
+from app.metrics import Metrics
+from app.serving.opening import open_predictor
+from app.serving.predictor import Prediction, Predictor
+from app.settings import Settings
+from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT, image_bytes
+
+
+def bears_settings(**changes: Any) -> Settings:
+    return Settings(**{"model_url": str(V1_CHECKPOINT), "classes": BEARS, "exif": "ignore", **changes})
+
+
+def opened(settings: Settings, phases: list[str] | None = None) -> Predictor:
+    def report(phase: str, percent: int | None) -> None:
+        if phases is not None:
+            phases.append(phase)
+
+    return asyncio.run(open_predictor(settings, report, Metrics()))
+
+
+def ask(settings: Settings, *photos: bytes) -> list[Prediction]:
+    async def scenario() -> list[Prediction]:
+        predictor = await open_predictor(settings, lambda phase, percent: None, Metrics())
+        answers = await asyncio.gather(*(predictor.predict(photo) for photo in photos))
+        await predictor.close()
+        return answers
+
+    return asyncio.run(scenario())
+
+
+def damaged(tmp_path: Path, change: Any) -> str:
+    state = torch.load(V1_CHECKPOINT, weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "stage-2.pth")
+    return str(tmp_path / "stage-2.pth")
+
+
+def test_answers_name_every_class_the_likeliest_first(v1_predictions: dict[str, np.ndarray]) -> None:
+    photos = IMAGES[:8]
+    for photo, answer in zip(photos, ask(bears_settings(), *(p.read_bytes() for p in photos)), strict=True):
+        expected = v1_predictions[photo.name]
+        assert answer.result == BEARS[expected.argmax()] == answer.predictions[0].label
+        assert answer.confidence == answer.predictions[0].score == pytest.approx(expected.max(), abs=1e-4)
+        assert {score.label for score in answer.predictions} == set(BEARS)
+        assert [score.score for score in answer.predictions] == sorted(expected_scores(answer), reverse=True)
+
+
+def expected_scores(answer: Prediction) -> list[float]:
+    return [score.score for score in answer.predictions]
+
+
+def test_an_answer_below_the_threshold_is_unsure() -> None:
+    photo = image_bytes("a02_225x223.jpg")  # its best class has 0.43
+    assert [a.unsure for a in ask(bears_settings(unsure_below=0.5), photo)] == [True]
+    assert [a.unsure for a in ask(bears_settings(unsure_below=0.4), photo)] == [False]
+
+
+def test_a_phone_photo_is_turned_unless_fastais_answer_is_wanted() -> None:
+    photo = image_bytes("i06_exif6_stored.jpg")
+    turned, ignored = ask(bears_settings(exif="turn"), photo), ask(bears_settings(), photo)
+    assert turned != ignored
+
+
+def test_the_phases_of_opening_are_reported_in_order() -> None:
+    phases: list[str] = []
+    opened(bears_settings(), phases)
+    assert phases == ["reading", "building", "warming up"]
+
+
+@pytest.mark.parametrize("engine", ["auto", "fastai"])
+def test_the_card_says_what_is_served(engine: Any) -> None:
+    card = opened(bears_settings(engine=engine)).card
+    assert (card.architecture, card.fastai, card.container) == ("squeezenet1_1", 1, "legacy")
+    assert (card.preprocess.pipeline, card.preprocess.size, card.classes) == ("fastai1", (224, 224), BEARS)
+    assert card.bytes == V1_CHECKPOINT.stat().st_size
+    assert ("torch" in card.versions) == (engine == "fastai")
+    assert json.loads(msgspec.json.encode(card))["versions"] == card.versions
+
+
+def test_both_engines_give_the_same_answer() -> None:
+    photo = image_bytes("a05_640x480.jpg")
+    (ours,), (theirs,) = ask(bears_settings(), photo), ask(bears_settings(engine="fastai"), photo)
+    assert ours.result == theirs.result
+    assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-4)
+
+
+def test_a_pipeline_that_is_said_is_used() -> None:
+    assert opened(bears_settings(pipeline="resize")).card.preprocess.pipeline == "resize"
+    assert opened(bears_settings(image_size=(192, 256))).card.preprocess.size == (192, 256)
+
+
+@pytest.mark.parametrize("pipeline", ["auto", "fastai1", "random_resized_crop"])
+def test_a_combination_that_is_not_reproduced_exactly_is_refused_by_name(pipeline: Any) -> None:
+    with pytest.raises(
+        SettingsError, match="resize_method is 'pad', which is not reproduced for the pipeline"
+    ):
+        opened(bears_settings(pipeline=pipeline, resize_method="pad"))
+
+
+@pytest.mark.parametrize("engine", ["auto", "fastai"])
+def test_with_multi_label_every_class_is_judged_by_itself(engine: Any) -> None:
+    photo = image_bytes("a01_223x225.jpg")
+    (single,) = ask(bears_settings(), photo)
+    (multi,) = ask(bears_settings(engine=engine, multi_label=True, threshold=0.5), photo)
+    scores = {row.label: row.score for row in multi.predictions}
+    odds = {label: score / (1 - score) for label, score in scores.items()}  # softmax's exponentials
+    for row in single.predictions:
+        assert odds[row.label] / sum(odds.values()) == pytest.approx(row.score, rel=1e-3)
+    assert multi.result == ";".join(row.label for row in multi.predictions if row.score >= 0.5)
+
+
+@pytest.mark.fault("M18")
+@pytest.mark.parametrize("engine", ["auto", "fastai"])
+@pytest.mark.parametrize("classes", [("a", "b"), ("a", "b", "c", "d")])
+def test_a_class_list_of_the_wrong_length_is_refused(classes: tuple[str, ...], engine: Any) -> None:
+    message = f"has 3 outputs, the setting classes lists {len(classes)} names .*learn.dls.vocab"
+    with pytest.raises(ClassesMismatch, match=message):
+        opened(bears_settings(classes=classes, engine=engine))
+
+
+@pytest.mark.fault("M19")
+def test_a_class_list_out_of_order_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    opened(bears_settings())
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    opened(bears_settings(classes=("grizzly", "black", "teddys")))
+    assert "not in alphabetical order" in caplog.text
+
+
+@pytest.mark.fault("M20")
+def test_the_file_is_served_as_what_it_is_and_a_wrong_architecture_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    assert opened(bears_settings(architecture="resnet18")).card.architecture == "squeezenet1_1"
+    assert "architecture is resnet18, but the file is squeezenet1_1" in caplog.text
+
+
+@pytest.mark.fault("M21")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_at_the_warm_up(tmp_path: Path, value: float) -> None:
+    path = damaged(tmp_path, lambda state: state["0.0.0.weight"].fill_(value))
+    with pytest.raises(CheckpointError, match=r"NaN or infinite.*before it did"):
+        opened(bears_settings(model_url=path))
+
+
+def test_weights_that_are_too_large_to_compute_with_are_refused_at_the_warm_up(tmp_path: Path) -> None:
+    path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))
+    with pytest.raises(CheckpointError, match="answers a black picture with what is no number"):
+        opened(bears_settings(model_url=path))
+
+
+@pytest.mark.fault("M21")
+def test_a_picture_whose_answer_is_no_number_fails_alone(tmp_path: Path) -> None:
+    # finite for the black picture of the warm-up, beyond float32 for a bright one
+    path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))
+    black, bright = (bytes_of(color) for color in ("black", "white"))
+    ask(bears_settings(model_url=path, mean=(0.0, 0.0, 0.0)), black)
+    with pytest.raises(BadOutput):
+        ask(bears_settings(model_url=path, mean=(0.0, 0.0, 0.0)), bright)
+
+
+@pytest.mark.fault("L06")
+def test_in_a_batch_too(tmp_path: Path) -> None:
+    path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))
+    black, bright = (bytes_of(color) for color in ("black", "white"))
+
+    async def scenario() -> list[Any]:
+        settings = bears_settings(model_url=path, mean=(0.0, 0.0, 0.0))
+        predictor = await open_predictor(settings, lambda phase, percent: None, Metrics())
+        photos = [black, black, bright, b"no picture", *[black] * 6]
+        answers = await asyncio.gather(*map(predictor.predict, photos), return_exceptions=True)
+        await predictor.close()
+        return answers
+
+    answers = asyncio.run(scenario())
+    assert isinstance(answers.pop(3), UnsupportedMedia)
+    assert isinstance(answers.pop(2), BadOutput)
+    assert all(isinstance(answer, Prediction) for answer in answers)
+
+
+def bytes_of(color: str) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (224, 224), color).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,547 @@
+"""The page in a real browser: each way in, each state, on phones and desktops, for eyes and keyboards."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser import (
+    CHROMIUM,
+    SAMPLES,
+    STATES,
+    VIEWPORTS,
+    answer,
+    api,
+    choose,
+    chromium,
+    in_state,
+    new_page,
+    offline,
+    refuse,
+    waiting,
+    why,
+    working,
+)
+from tests.conftest import DATA, V1_CHECKPOINT, ServerProcess, bears_environment
+from tests.http_server import Handler, serving
+
+NODE_MODULES = Path(__file__).parent.parent / "node_modules"
+AXE = NODE_MODULES / "axe-core" / "axe.min.js"
+LIGHTHOUSE = NODE_MODULES / ".bin" / "lighthouse"
+MAX_WEIGHT, MAX_REQUESTS = 30_000, 5  # bytes and requests before a photo is chosen
+NO_SCROLL = "document.documentElement.scrollWidth <= window.innerWidth"
+
+
+@pytest.fixture(scope="module")
+def demo(start_server: Callable[..., ServerProcess]) -> ServerProcess:
+    """The server as it is before anything is edited."""
+    server = start_server()
+    server.wait_for("ready after")
+    return server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here (Debian: apt-get install chromium): the page is not tested")
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open pages; none leaves a message in its console, but for answers that are errors."""
+    pages, messages = [], []
+
+    def opened(*arguments: Any, **options: Any) -> Any:
+        page = new_page(browser, *arguments, **options)
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        pages.append(page)
+        return page
+
+    yield opened
+    for page in pages:
+        page.unroute_all(behavior="ignoreErrors")
+        page.context.close()
+    assert [text for text in messages if "Failed to load resource" not in text] == []
+
+
+def headline(page: Any) -> str:
+    in_state(page, "answer")
+    return page.locator("#result").inner_text()  # type: ignore[no-any-return]
+
+
+def transfer(page: Any, path: Path) -> Any:
+    """What is dragged or pasted when a file is."""
+    return page.evaluate_handle(
+        "bytes => { const data = new DataTransfer();"
+        " data.items.add(new File([new Uint8Array(bytes)], 'x.jpg', {type: 'image/jpeg'})); return data; }",
+        list(path.read_bytes()),
+    )
+
+
+# --- the ways in -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("viewport", VIEWPORTS)
+def test_a_chosen_photo_is_shown_with_its_answer(
+    open_page: Callable[..., Any], demo: ServerProcess, viewport: str
+) -> None:
+    page = open_page(viewport)
+    answer(page, demo.url)
+    assert headline(page) == "shoes"
+    assert page.locator("#scores li").count() == 5
+    assert re.fullmatch(r"shoes\s+\d\d\.\d%", page.locator("#scores li").first.inner_text())
+    assert page.locator("#photo").evaluate("image => image.naturalWidth") > 0
+    assert re.search(r"Answered in [\d.]+ s", page.locator("#facts").inner_text())
+    assert page.locator("#live").inner_text().startswith("shoes, 9")
+    assert page.evaluate(NO_SCROLL)
+    page.get_by_text("Show all 10 classes").click()
+    assert page.locator("li:visible").count() == 10
+
+
+def test_a_photo_may_be_dropped_anywhere(open_page: Callable[..., Any], demo: ServerProcess) -> None:
+    page = open_page()
+    page.goto(demo.url)
+    files = transfer(page, SAMPLES / "hat.jpg")
+    page.dispatch_event("footer", "dragover", {"dataTransfer": files})
+    page.get_by_text("Drop the photo").wait_for()
+    page.dispatch_event("footer", "drop", {"dataTransfer": files})
+    assert headline(page) == "hat"
+    assert page.get_by_text("Drop the photo").is_hidden()
+
+
+def test_something_else_that_is_dropped_is_said_to_be_no_file(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page()
+    page.goto(demo.url)
+    page.dispatch_event("main", "drop", {"dataTransfer": page.evaluate_handle("() => new DataTransfer()")})
+    page.get_by_role("heading", name="That was not a file").wait_for()
+    assert page.locator("#preview").is_hidden()
+
+
+def test_a_photo_may_be_pasted(open_page: Callable[..., Any], demo: ServerProcess) -> None:
+    page = open_page()
+    page.goto(demo.url)
+    page.evaluate(
+        "data => document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true}))",
+        transfer(page, SAMPLES / "pants.jpg"),
+    )
+    assert headline(page) == "pants"
+
+
+def test_a_phone_offers_its_camera(open_page: Callable[..., Any], demo: ServerProcess) -> None:
+    page = open_page("phone")
+    page.goto(demo.url)
+    assert page.get_by_text("Take a photo").is_visible()
+    assert page.locator("#camera").get_attribute("capture") == "environment"
+    page.locator("#camera").set_input_files(SAMPLES / "dress.jpg")
+    assert headline(page) == "dress"
+    desktop = open_page("desktop")
+    desktop.goto(demo.url)
+    assert desktop.get_by_text("Take a photo").is_hidden()
+
+
+def test_a_sample_is_one_tap_away(open_page: Callable[..., Any], demo: ServerProcess) -> None:
+    page = open_page("phone")
+    page.goto(demo.url)
+    page.get_by_role("button", name="Try the sample photo hat").tap()
+    assert headline(page) == "hat"
+
+
+def test_the_keyboard_is_enough(open_page: Callable[..., Any], demo: ServerProcess) -> None:
+    page = open_page()
+    # who listens before the page is there is sure to be heard: else a key may come before Chromium listens
+    page.on("filechooser", lambda _: None)
+    page.goto(demo.url)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Space")
+    chooser.value.set_files(SAMPLES / "shoes.jpg")
+    assert headline(page) == "shoes"
+    for _ in range(9):
+        if page.evaluate("document.activeElement.id") == "why":
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.locator("#heat").wait_for()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    opacity = "image => Number(getComputedStyle(image).opacity)"
+    assert page.locator("#heat").evaluate(opacity) == 0.65
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#heat").evaluate(opacity) == 0.64
+
+
+def test_without_javascript_the_form_gets_a_page(browser: Any, demo: ServerProcess) -> None:
+    page = new_page(browser, "phone", java_script_enabled=False)
+    page.goto(demo.url)
+    choose(page, SAMPLES / "hat.jpg")
+    page.get_by_role("button", name="Look at it").click()
+    page.get_by_role("heading", name="hat").wait_for()
+    assert page.locator("#answer li:visible").count() == 5
+    page.get_by_role("link", name="Another photo").click()
+    page.get_by_role("button", name="Look at it").wait_for()
+    page.context.close()
+
+
+# --- the states --------------------------------------------------------------------------------------------
+
+
+def test_a_photo_chosen_while_the_server_starts_is_answered_once_it_is_ready(
+    open_page: Callable[..., Any], start_server: Callable[..., ServerProcess]
+) -> None:
+    checkpoint, rest = V1_CHECKPOINT.read_bytes(), threading.Event()
+
+    def slowly(handler: Handler) -> None:
+        half = len(checkpoint) // 2
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(checkpoint)))
+        handler.end_headers()
+        handler.wfile.write(checkpoint[:half])
+        handler.wfile.flush()
+        rest.wait(20)
+        handler.wfile.write(checkpoint[half:])
+
+    with serving(slowly) as (url, _):
+        # the port says which file it is: no earlier run has left it in the cache
+        server = start_server(**bears_environment(APP_MODEL_URL=f"{url}/stage-2.pth"))
+        page = open_page("phone")
+        page.goto(server.url)
+        page.get_by_text("You can choose a photo already").wait_for()
+        choose(page, DATA / "images" / "a05_640x480.jpg")
+        page.get_by_text(re.compile("The server is starting: downloading the model, [1-9]")).first.wait_for()
+        rest.set()
+        assert headline(page) in ("black", "grizzly", "teddys")
+
+
+def test_a_busy_server_is_asked_again_after_the_told_seconds(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page()
+    page.goto(demo.url)
+    refuse(page, "/analyze", 503, "overloaded", **{"retry-after": "2"})
+    choose(page, SAMPLES / "hat.jpg")
+    page.get_by_text("Yours is sent again in 2 s.").wait_for()
+    page.get_by_text("Yours is sent again in 1 s.").wait_for()
+    page.unroute("**/analyze")
+    assert headline(page) == "hat"
+
+
+def test_nobody_has_to_wait(open_page: Callable[..., Any], demo: ServerProcess) -> None:
+    page = open_page()
+    waiting(page, demo.url)
+    page.get_by_role("button", name="Cancel").click()
+    in_state(page, "idle")
+    assert page.evaluate("document.activeElement.id") == "file"
+
+
+def test_offline_the_photo_is_kept_and_sent_when_the_network_is_back(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page()
+    offline(page, demo.url)
+    page.get_by_role("heading", name="You are offline").wait_for()
+    assert page.locator("#photo").is_visible()
+    page.context.set_offline(False)
+    assert headline(page) == "dress"
+
+
+def test_a_server_that_is_gone_can_be_tried_again_with_one_tap(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page()
+    page.goto(demo.url)
+    page.route("**/analyze", lambda route: route.abort())
+    choose(page, SAMPLES / "hat.jpg")
+    page.get_by_role("heading", name="The server cannot be reached").wait_for()
+    page.unroute("**/analyze")
+    page.get_by_role("button", name="Try again").press("Enter")
+    assert headline(page) == "hat"
+    assert page.evaluate("document.activeElement.id") == "file"  # the button has gone, the focus has not
+
+
+def test_a_second_photo_takes_the_place_of_one_that_is_under_way(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page()
+    working(page, demo.url)
+    page.unroute_all(behavior="ignoreErrors")
+    choose(page, SAMPLES / "hat.jpg")
+    assert headline(page) == "hat"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "title"),
+    [
+        ("notes.txt", b"no photo at all", "That is not a photo"),
+        ("paper.jpg", b"%PDF-1.4", "This kind of picture is not read"),
+        ("empty.jpg", b"", "The file is empty"),
+        ("half.jpg", (DATA / "images" / "a05_640x480.jpg").read_bytes()[:20_000], "The end of the picture"),
+        ("phone.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "This is a HEIC photo"),
+        ("film.mov", b"\0" * 11_000_000, "The file is too large"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_that_is_refused_gets_its_sentence_and_the_next_photo_its_answer(
+    open_page: Callable[..., Any], demo: ServerProcess, name: str, data: bytes, title: str
+) -> None:
+    page = open_page("small-phone")
+    page.goto(demo.url)
+    choose(page, {"name": name, "mimeType": "image/jpeg" if name.endswith(".jpg") else "", "buffer": data})
+    page.get_by_role("heading", name=title).wait_for()
+    assert page.evaluate("document.activeElement.id") == "problem"
+    assert page.locator("#problem-advice").inner_text() != ""
+    assert page.get_by_role("button", name="Try again").is_hidden()
+    choose(page, SAMPLES / "hat.jpg")
+    assert headline(page) == "hat"
+
+
+def test_an_unsure_answer_says_so(
+    open_page: Callable[..., Any], start_server: Callable[..., ServerProcess]
+) -> None:
+    server = start_server(**bears_environment(APP_UNSURE_BELOW="0.5"))
+    server.wait_for("ready after")
+    page = open_page()
+    page.goto(server.url)
+    choose(page, DATA / "images" / "a02_225x223.jpg")
+    assert headline(page) == "Not sure"
+    assert "The closest is teddys" in page.locator("#unsure-hint").inner_text()
+    assert page.locator("#live").inner_text().startswith("Not sure. The closest is teddys")
+
+
+def test_why_lays_colors_over_the_photo_for_any_class(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page("phone")
+    why(page, demo.url)
+    assert "speaks for “shoes”" in page.locator("#meaning").inner_text()
+    assert "never saw" in page.locator("#meaning").inner_text()
+    photo, heat = (page.locator(which).bounding_box() for which in ("#photo", "#heat"))
+    assert photo == heat
+    shape = "image => image.naturalWidth / image.naturalHeight"
+    shapes = [page.locator(which).evaluate(shape) for which in ("#photo", "#heat")]
+    assert shapes[0] == pytest.approx(shapes[1], rel=0.01)
+    first = page.locator("#heat").get_attribute("src")
+    page.get_by_label("What speaks for").select_option("dress")
+    page.locator("#meaning", has_text="“dress”").wait_for()
+    assert page.locator("#heat").get_attribute("src") != first
+    page.get_by_role("button", name="Why?").click()
+    assert page.locator("#heat").is_hidden()
+
+
+# --- what must not break it --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["c00_pano_1600x200.jpg", "d06_tiny_1x1.png", "d07_tiny_3x200.png", "k01_tiff_300x220.tif"]
+)
+def test_odd_pictures_leave_the_page_in_shape(
+    open_page: Callable[..., Any], demo: ServerProcess, name: str
+) -> None:
+    page = open_page("small-phone")
+    page.goto(demo.url)
+    choose(page, DATA / "images" / name)
+    headline(page)
+    assert page.evaluate(NO_SCROLL)
+    page.get_by_role("button", name="Why?").click()
+    page.locator("#reasons").wait_for()
+    assert page.evaluate(NO_SCROLL)
+
+
+def test_long_and_foreign_and_hostile_names_leave_the_page_in_shape(
+    open_page: Callable[..., Any], start_server: Callable[..., ServerProcess]
+) -> None:
+    names = ("<img src=x onerror=alert(1)>", "Donaudampfschifffahrtsgesellschaft" * 8, "דוב גריזלי 熊")
+    server = start_server(
+        **bears_environment(
+            APP_CLASSES=",".join(names), APP_TITLE="</title><script>alert(1)</script>", APP_COLOR="#ffee00"
+        )
+    )
+    server.wait_for("ready after")
+    page = open_page("small-phone")
+    page.goto(server.url)
+    choose(page, DATA / "images" / "a05_640x480.jpg")
+    assert headline(page) in names
+    assert {row.split("\n")[0] for row in page.locator("#scores li").all_inner_texts()} == set(names)
+    assert page.title() == "</title><script>alert(1)</script>"
+    page.get_by_role("button", name="Why?").click()
+    page.locator("#reasons").wait_for()
+    assert page.evaluate(NO_SCROLL)
+    left = {round(box["x"]) for box in (row.bounding_box() for row in page.locator("#scores bdi").all())}
+    assert len(left) == 1  # names that are written from right to left begin where the others do
+
+
+def test_a_hundred_classes_are_shown_when_asked_for(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page("small-phone")
+    page.goto(demo.url)
+    predictions = [{"label": f"class {i}", "score": 0.5**i} for i in range(1, 101)]
+    answered = {"result": "class 1", "confidence": 0.5, "unsure": False, "predictions": predictions}
+    page.route("**/analyze", lambda route: route.fulfill(json=answered))
+    choose(page, SAMPLES / "hat.jpg")
+    in_state(page, "answer")
+    assert page.locator("li:visible").count() == 5
+    page.get_by_text("Show all 100 classes").click()
+    assert page.locator("#answer li:visible").count() == 100
+    assert page.evaluate(NO_SCROLL)
+
+
+# --- less to upload ----------------------------------------------------------------------------------------
+
+
+def sent(page: Any, url: str, photo: dict[str, Any]) -> tuple[int, np.ndarray]:
+    """How many bytes go to the server for a photo, and the probabilities that come back."""
+    page.goto(url)
+    with page.expect_response("**/analyze") as response:
+        choose(page, photo)
+    scores = {row["label"]: row["score"] for row in response.value.json()["predictions"]}
+    return int(response.value.request.all_headers()["content-length"]), np.array(
+        [scores[name] for name in sorted(scores)]
+    )
+
+
+@pytest.mark.parametrize("turn", [1, 6], ids=["upright", "turned"])
+@pytest.mark.parametrize("name", ["b00_12mp_4000x3000.jpg", "b01_12mp_3000x4000.jpg"])
+def test_a_large_photo_is_made_smaller_and_gets_the_same_answer(
+    open_page: Callable[..., Any], bears: ServerProcess, name: str, turn: int
+) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = turn
+    Image.open(DATA / "images" / name).save(file, "JPEG", quality=99, subsampling=0, exif=exif)
+    photo = {"name": name, "mimeType": "image/jpeg", "buffer": file.getvalue()}
+    assert len(photo["buffer"]) > 2_000_000
+    page = open_page()
+    full_bytes, full = sent(page, f"{bears.url}?full=1", photo)
+    less_bytes, less = sent(page, bears.url, photo)
+    assert full_bytes > len(photo["buffer"])
+    assert less_bytes < full_bytes / 5
+    assert "Sent " in page.locator("#facts").inner_text()
+    assert full.argmax() == less.argmax()
+    assert np.abs(full - less).max() < 0.05  # 0.013, 0.001, 0.045 and 0.019: the third is undecided
+
+
+def test_a_photo_below_two_megabytes_is_sent_as_it_is(
+    open_page: Callable[..., Any], bears: ServerProcess
+) -> None:
+    data = io.BytesIO()
+    Image.open(DATA / "images" / "b00_12mp_4000x3000.jpg").save(data, "JPEG", quality=97)
+    photo = {"name": "x.jpg", "mimeType": "image/jpeg", "buffer": data.getvalue()}
+    assert 1_500_000 < len(photo["buffer"]) < 2_000_000
+    count, _ = sent(open_page(), bears.url, photo)
+    assert len(photo["buffer"]) < count < len(photo["buffer"]) + 500
+
+
+def test_where_the_server_ignores_how_a_photo_is_turned_nothing_is_made_smaller(
+    open_page: Callable[..., Any], start_server: Callable[..., ServerProcess]
+) -> None:
+    server = start_server(**bears_environment(APP_EXIF="ignore"))
+    server.wait_for("ready after")
+    file = io.BytesIO()
+    Image.open(DATA / "images" / "b00_12mp_4000x3000.jpg").save(file, "JPEG", quality=99, subsampling=0)
+    photo = {"name": "x.jpg", "mimeType": "image/jpeg", "buffer": file.getvalue()}
+    assert sent(open_page(), server.url, photo)[0] > len(photo["buffer"])
+
+
+# --- for programs ------------------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_api_page_work_for_this_very_server(
+    open_page: Callable[..., Any], demo: ServerProcess, tmp_path: Path
+) -> None:
+    shutil.copy(SAMPLES / "hat.jpg", tmp_path / "photo.jpg")
+    page = open_page()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    api(page, demo.url)
+    examples = {}
+    for name in ("curl", "python", "javascript"):
+        block = page.locator("main > .title", has_text=re.compile(name, re.I))
+        block.get_by_role("button").click()
+        examples[name] = page.evaluate("navigator.clipboard.readText()")
+        assert demo.url in examples[name]
+    curl, python = (
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20).stdout
+        for command in (["sh", "-c", examples["curl"]], ["python", "-c", examples["python"]])
+    )
+    assert json.loads(curl)["result"] == "hat"
+    assert python.startswith("hat 0.9")
+    script = examples["javascript"].replace("const {", "return await (async () => { const {", 0)
+    result = page.evaluate(
+        "async ([code, bytes]) => { const photo = new Blob([new Uint8Array(bytes)], {type: 'image/jpeg'});"
+        " return await (Object.getPrototypeOf(async () => {}).constructor)("
+        "'photo', code + '; return result;')(photo); }",
+        [script, list((SAMPLES / "hat.jpg").read_bytes())],
+    )
+    assert result == "hat"
+
+
+# --- measured ----------------------------------------------------------------------------------------------
+
+
+def test_little_is_loaded_before_a_photo_is_chosen(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page("phone")
+    sizes: list[float] = []
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    session.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    page.goto(demo.url, wait_until="networkidle")
+    sizes = [size for size in sizes if size]  # a data URL is no request
+    assert 3 <= len(sizes) <= MAX_REQUESTS
+    assert sum(sizes) <= MAX_WEIGHT
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_axe_finds_nothing_in_any_state(
+    open_page: Callable[..., Any], demo: ServerProcess, state: str
+) -> None:
+    if not AXE.exists():
+        pytest.skip("there is no axe-core here (npm install in tests/): accessibility is not checked")
+    page = open_page("phone")
+    STATES[state](page, demo.url)
+    page.evaluate(AXE.read_text())  # as a script tag the page's own policy would refuse it
+    assert page.evaluate(NO_SCROLL)
+    for scheme, only in (("light", "{}"), ("dark", "{runOnly: ['color-contrast']}")):  # dark: other colors
+        page.emulate_media(color_scheme=scheme)
+        found = page.evaluate(f"axe.run({only})")
+        assert [(v["id"], [node["html"] for node in v["nodes"]]) for v in found["violations"]] == []
+        assert scheme == "dark" or len(found["passes"]) > 10
+
+
+def test_lighthouse_is_content(demo: ServerProcess, tmp_path: Path) -> None:
+    if not (LIGHTHOUSE.exists() and CHROMIUM):
+        pytest.skip("there is no Lighthouse or no Chromium here (npm install in tests/): it is not asked")
+    report = tmp_path / "report.json"
+    command = [str(LIGHTHOUSE), demo.url, "--output=json", f"--output-path={report}", "--quiet"]
+    command += ["--chrome-flags=--headless=new --no-sandbox", "--no-enable-error-reporting"]
+    command += ["--only-categories=performance,accessibility,best-practices"]
+    best = {"performance": 0.0, "accessibility": 0.0, "best-practices": 0.0}
+    for _ in range(
+        3
+    ):  # on a machine that is busy otherwise, a measure may be wrong, or its browser not start
+        environment = {**os.environ, "CHROME_PATH": str(CHROMIUM)}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        if ended.returncode:
+            continue
+        for name, category in json.loads(report.read_text())["categories"].items():
+            best[name] = max(best[name], category["score"])
+        if best["performance"] >= 0.95:
+            break
+    assert best["performance"] >= 0.95, ended.stderr
+    assert (best["accessibility"], best["best-practices"]) == (1, 1)

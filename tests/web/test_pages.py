@@ -1,0 +1,177 @@
+"""The pages as they leave the server, without a browser."""
+
+import ast
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from msgspec.structs import replace
+from PIL import Image
+
+from app import errors
+from app.errors import SettingsError
+from app.serving.predictor import Prediction, Score
+from app.settings import DEMO, Settings, load_settings
+from app.web.pages import VIEW, Pages
+from tests.conftest import BEARS, ROOT, SECONDS, ServerProcess, image_bytes
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+PHOTO = image_bytes("a05_640x480.jpg")
+TEXTS = json.loads((VIEW / "texts.json").read_text())
+
+
+def settings(**changes: Any) -> Settings:
+    return replace(Settings(model_url="x.pth", classes=BEARS), **changes)
+
+
+def data_of(page: str) -> Any:
+    """What the page hands to its script."""
+    return json.loads(re.search(r'<script type="application/json" id="page">(.*?)</script>', page)[1])  # type: ignore[index]
+
+
+def prediction(*scores: tuple[str, float], unsure: bool = False) -> Prediction:
+    return Prediction(scores[0][0], scores[0][1], None, unsure, tuple(Score(*score) for score in scores))
+
+
+def test_a_form_that_a_browser_sends_by_itself_gets_a_page_and_a_program_gets_json(
+    bears: ServerProcess,
+) -> None:
+    form = {"files": {"file": ("x.jpg", PHOTO)}, "timeout": SECONDS}
+    page = requests.post(f"{bears.url}/analyze", headers=BROWSER, **form)
+    assert page.headers["content-type"].startswith("text/html")
+    assert bears.post(PHOTO).json()["result"] in page.text
+    both = requests.post(f"{bears.url}/analyze", headers={"Accept": "application/json, text/html"}, **form)
+    assert both.json() == bears.post(PHOTO).json()
+    assert "Accept" in both.headers["vary"]
+
+
+def test_the_values_of_the_settings_are_escaped_wherever_they_stand() -> None:
+    evil = "</script><script>alert('\"&</title>"
+    page = Pages(settings(title=evil, description=evil, classes=(evil, "b", "c")))
+    for text in (page.index("ready"), page.api(None), page.answer(prediction((evil, 0.9), ("b", 0.1)))):
+        assert "<script>alert" not in text
+        assert text.count("</title>") == 1
+
+
+def test_the_classes_are_the_description_unless_there_is_one() -> None:
+    assert "It tells apart black, grizzly, teddys." in Pages(settings()).index("ready")
+    assert "Which bear?" in Pages(settings(description="Which bear?")).index("ready")
+    many = Pages(settings(classes=tuple(f"c{i}" for i in range(100)))).index("ready")
+    assert "c11 and 88 more." in many and "c12" not in many
+
+
+def test_links_are_previewed_with_an_address_that_the_settings_alone_give(bears: ServerProcess) -> None:
+    page = Pages(settings(public_url="https://bears.example/")).index("ready")
+    assert '<meta property="og:image" content="https://bears.example/static/icon-512.png">' in page
+    assert '<meta property="og:title" content="What is on this photo?">' in page
+    answer = requests.get(bears.url, headers={"Host": "elsewhere.example"}, timeout=SECONDS)
+    assert "elsewhere" not in answer.text and "og:image" not in answer.text
+
+
+def test_the_page_can_be_installed(bears: ServerProcess) -> None:
+    page = requests.get(bears.url, timeout=SECONDS)
+    assert 'rel="manifest" href="/manifest.webmanifest"' in page.text
+    manifest = requests.get(f"{bears.url}/manifest.webmanifest", timeout=SECONDS)
+    assert manifest.headers["content-type"] == "application/manifest+json"
+    assert manifest.json()["name"] == "What is on this photo?"
+    for icon in manifest.json()["icons"]:
+        answer = requests.get(bears.url + icon["src"], timeout=SECONDS)
+        assert answer.headers["content-type"] == icon["type"]
+        if icon["type"] == "image/png":
+            width, height = Image.open(io.BytesIO(answer.content)).size
+            assert icon["sizes"] == f"{width}x{height}"
+
+
+def test_nothing_comes_from_elsewhere_and_no_script_or_style_is_inline(bears: ServerProcess) -> None:
+    for path in ("/", "/api", "/static/style.css", "/static/app.js", "/static/api.js"):
+        text = requests.get(bears.url + path, timeout=SECONDS).text
+        foreign = re.findall(r"""(?:(?:src|href)="|url\(|import "|fetch\(")(?:https?:)?//""", text)
+        assert foreign == []
+        assert not re.search(r"<style|\sstyle=|\son\w+=", text)
+        assert re.findall(r"<script(?! type=\"application/json\")(?![^>]*src=)", text) == []
+
+
+def test_the_api_page_shows_the_model_card(bears: ServerProcess) -> None:
+    page = requests.get(f"{bears.url}/api", timeout=SECONDS).text
+    card = requests.get(f"{bears.url}/model", timeout=SECONDS).json()
+    for value in (card["architecture"], card["sha256"], "black, grizzly, teddys"):
+        assert value in page
+    assert "/openapi.json" in page
+    assert "still being opened" in Pages(settings()).api(None)
+
+
+def test_an_unsure_answer_without_javascript_says_so() -> None:
+    page = Pages(settings()).answer(prediction(("black", 0.4), ("grizzly", 0.3), unsure=True))
+    assert "Not sure" in page and "The closest is black" in page
+    assert "<title>Not sure" in page
+
+
+def test_no_answer_is_certain() -> None:
+    page = Pages(settings()).answer(prediction(("black", 0.99997), ("grizzly", 0.00003)))
+    assert "<span>&gt;99.9%</span>" in page and "<span>100" not in page and "0.0%" in page
+
+
+def test_the_demo_brings_its_samples_and_another_model_does_not(tmp_path: Path) -> None:
+    assert len(Pages(load_settings(environment={})).samples) == 4
+    assert Pages(settings()).samples == []
+    assert settings().model_url != str(DEMO)
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "red-bear.png")
+    page = Pages(settings(samples=str(tmp_path))).index("ready")
+    assert "Try the sample photo red bear" in page and 'value="/samples/0"' in page
+
+
+def test_a_folder_without_photos_and_a_photo_that_is_none_are_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="where there are no photos"):
+        Pages(settings(samples=str(tmp_path)))
+    (tmp_path / "x.jpg").write_bytes(b"no photo")
+    with pytest.raises(SettingsError, match=r"x\.jpg is no photo that can be read"):
+        Pages(settings(samples=str(tmp_path)))
+
+
+def test_a_sample_is_served_and_what_is_none_is_not(bears: ServerProcess) -> None:
+    assert requests.get(f"{bears.url}/samples/0", timeout=SECONDS).status_code == 404
+
+
+def test_every_code_of_a_refused_photo_has_its_words() -> None:
+    """The codes are read off the source: the attributes in errors.py, and what is raised with a code."""
+    kinds = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type)}
+    requests = {name for name, kind in kinds.items() if issubclass(kind, errors.RequestError)}
+    codes = {kinds[name].code for name in requests}
+    for module in (ROOT / "app").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in requests and len(node.args) > 1:
+                codes.add(ast.literal_eval(node.args[1]))
+    assert {"corrupt-image", "truncated-image", "empty-file", "model-loading", "overloaded"} <= codes
+    for_programs = {"unknown-label", "not-an-image", "url-not-allowed", "fetch-failed", "fetch-timeout"}
+    assert codes - for_programs - TEXTS["script"]["problems"].keys() == set()
+
+
+def test_every_text_is_used_and_every_used_text_is_there() -> None:
+    script = (VIEW / "static" / "app.js").read_text()
+    used = set(re.findall(r"\btexts\.(\w+)", script))
+    assert used == TEXTS["script"].keys() | TEXTS["both"].keys()
+    shown = (
+        "".join(path.read_text() for path in VIEW.glob("*.html"))
+        + (ROOT / "app" / "web" / "pages.py").read_text()
+    )
+    for name in TEXTS["page"]:
+        assert re.search(rf"\${name}\b|\"{name}\"|'{name}'", shown), name
+
+
+def test_a_browser_asks_again_and_is_told_that_nothing_has_changed(bears: ServerProcess) -> None:
+    first = requests.get(f"{bears.url}/static/app.js", timeout=SECONDS)
+    assert (first.headers["cache-control"], first.headers["content-encoding"]) == ("no-cache", "gzip")
+    headers = {"If-None-Match": first.headers["etag"]}
+    again = requests.get(f"{bears.url}/static/app.js", headers=headers, timeout=SECONDS)
+    assert (again.status_code, again.content) == (304, b"")
+    for path in ("/", "/api", "/static/style.css"):
+        assert requests.get(bears.url + path, timeout=SECONDS).headers["cache-control"] == "no-cache"
+
+
+def test_the_page_knows_the_limits_of_its_server() -> None:
+    data = data_of(Pages(settings(max_upload_mb=4, exif="ignore")).index("downloading"))
+    assert (data["maxBytes"], data["turns"], data["phase"]) == (4_000_000, False, "downloading")
