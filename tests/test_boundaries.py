@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 APP = ROOT / "app"
 FLOORS = (  # highest first; packages and modules on one floor do not import each other
     ("__main__",),
-    ("cli",),
+    ("cli", "server"),
     ("commands", "web"),
     ("serving",),
     ("engines",),

@@ -1,26 +1,66 @@
-"""Who may ask, and how often: keys for programs, a session for the page, a pace for each client.
-
-Knows nothing of requests; `now` is the time of time.monotonic for the pace, and of time.time for sessions.
-"""
+"""Access: API keys for programs, a session for the page, a rate limit for each client."""
 
 import hashlib
 import hmac
 import ipaddress
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
-SESSION_SECONDS: Final = 12 * 3600  # a day of looking at photos; a reload of the page gives another one
-CLIENTS: Final = 10_000  # that are remembered; the one heard of longest ago is forgotten first
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import TooManyRequests, Unauthorized
+
+SESSION: Final = "session"  # the cookie
+SESSION_SECONDS: Final = 12 * 3600  # a day of looking at photos; a reload of the page gives a new one
+CLIENTS: Final = 10_000  # clients remembered; the least recent one is forgotten first
+
+
+def admit(request: Request) -> None:
+    """Check the rate limit and the key of a request. Raises TooManyRequests, Unauthorized."""
+    service = request.state.service
+    client = request.client.host if request.client else ""
+    if wait := service.limiter.retry_after(client, time.monotonic()):
+        limit = service.settings.rate_limit
+        raise TooManyRequests(
+            f"The limit is {limit} requests a minute for each client; wait a little.",
+            retry_after=math.ceil(wait),
+        )
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    candidate = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    session = request.cookies.get(SESSION, "")
+    if service.keys and not (
+        service.keys.matches(candidate) or service.keys.verify_session(session, time.time())
+    ):
+        raise Unauthorized(
+            "A key is needed, as `Authorization: Bearer KEY` or `X-API-Key: KEY`. On the page: reload it."
+        )
+
+
+def set_session(request: Request, response: Response) -> None:
+    """Set the cookie with which the page asks in place of a key, where keys are needed."""
+    keys = request.state.service.keys
+    if keys:
+        response.set_cookie(
+            SESSION,
+            keys.session(time.time()),
+            max_age=SESSION_SECONDS,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
 
 
 class ApiKeys:
-    """The keys of the settings, compared in constant time; and sessions that they sign."""
+    """The keys of the settings, compared in constant time, and the sessions that they sign."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-        # made from the keys, so that every process of a site takes every session; and slowly, so that who has
-        # a session cannot try out keys
+        # derived from the keys, so that every process of a site accepts every session; and slowly, so that a
+        # session cannot be used to guess keys
         self._secret = (
             hashlib.scrypt("\n".join(keys).encode(), salt=b"session", n=2**14, r=8, p=1) if keys else b""
         )
@@ -29,17 +69,17 @@ class ApiKeys:
         return bool(self._digests)
 
     def matches(self, candidate: str) -> bool:
-        """Whether it is one of the keys; it takes as long whether it is or not."""
+        """Return whether the candidate is one of the keys, in constant time."""
         digest = hashlib.sha256(candidate.encode("utf-8", "replace")).digest()
         return sum([hmac.compare_digest(digest, known) for known in self._digests]) > 0
 
     def session(self, now: float) -> str:
-        """What the page shows instead of a key: when it ends, and a signature."""
+        """Return a session: its end in seconds of time.time, and a signature."""
         end = str(int(now) + SESSION_SECONDS)
         return f"{end}.{self._sign(end)}"
 
     def verify_session(self, session: str, now: float) -> bool:
-        """Whether it is a session that was given out and has not ended."""
+        """Return whether the session is signed by these keys and has not ended at `now` (time.time)."""
         end, _, signature = session.partition(".")
         signed = hmac.compare_digest(signature.encode("utf-8", "replace"), self._sign(end).encode())
         return signed and end.isdecimal() and now < int(end)
@@ -49,15 +89,15 @@ class ApiKeys:
 
 
 class RateLimiter:
-    """So many requests a minute for each client, at once or one after another: a bucket of tokens each."""
+    """A number of requests a minute for each client: a token bucket each."""
 
     def __init__(self, per_minute: int) -> None:
-        """0 is without a limit."""
+        """Allow `per_minute` requests; 0 is without a limit."""
         self._per_minute = per_minute
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client: tokens, when
 
     def retry_after(self, client: str, now: float) -> float:
-        """Take one of the client's tokens: 0, or how many seconds it is until there is one."""
+        """Take a token at `now` (time.monotonic); return 0, or the seconds until there is one."""
         if not self._per_minute:
             return 0.0
         client = _network(client)
@@ -71,7 +111,7 @@ class RateLimiter:
 
 
 def _network(client: str) -> str:
-    """An IPv4 address as it is, and of an IPv6 address the 64 bits that a household has for itself."""
+    """Return an IPv4 address as it is, and the /64 network of an IPv6 address, which one household has."""
     try:
         address = ipaddress.ip_address(client)
     except ValueError:

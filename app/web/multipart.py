@@ -1,6 +1,6 @@
-"""The one file of a multipart form, read as it streams in, in memory alone: an upload never touches the disk.
+"""The one file of a multipart form, read as it streams in, in memory: an upload never touches the disk.
 
-Knows nothing of Starlette or of pictures. The size of the whole body is limited by who hands on the stream.
+Knows nothing of Starlette or of pictures. The caller limits the size of the stream.
 """
 
 from collections.abc import AsyncIterable
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 MAX_PARTS: Final = 20  # browsers and curl send one
-MAX_FIELD: Final = 64 * 1024  # bytes of a text field; all are ignored
+MAX_FIELD: Final = 64 * 1024  # bytes of a text field; all but `url` are ignored
 MAX_HEADER: Final = 16 * 1024  # bytes of a line before a part: file names of 10 kB happen
 
 
 class Form(NamedTuple):
-    """What a form has of use: the only file, whatever its field is called, and the text of a field `url`."""
+    """The only file of a form, whatever the name of its field, and the text of a field `url`."""
 
     file: bytes | None
     url: str
@@ -48,13 +48,13 @@ async def read_form(content_type: str, stream: AsyncIterable[bytes]) -> Form:
 
 def _malformed(found: str) -> BadRequest:
     return BadRequest(
-        f"The body is no multipart form ({found}); let your HTTP client build it: curl -F file=@photo.jpg",
+        f"The body is not a multipart form ({found}); let your HTTP client build it: curl -F file=@photo.jpg",
         "malformed-multipart",
     )
 
 
 class _Form:
-    """What the parser has met so far: its callbacks, in the order in which they are called for each part."""
+    """The state of a form that is being read: the parser's callbacks, in the order of their calls."""
 
     def __init__(self) -> None:
         self.file: bytearray | None = None
@@ -62,7 +62,7 @@ class _Form:
         self.ended = False
         self._parts = 0
         self._name = self._value = self._disposition = b""
-        self._data = bytearray()  # of the part that is being read
+        self._data = bytearray()  # of the current part
         self._is_file = self._is_url = False
 
     def callbacks(self) -> "MultipartCallbacks":
@@ -101,9 +101,7 @@ class _Form:
         kind, options = parse_options_header(self._disposition)
         if kind != b"form-data":
             raise _malformed("a part has no content-disposition")
-        self._is_file = bool(
-            options.get(b"filename")
-        )  # an empty name: the browser's way to say that none was chosen
+        self._is_file = bool(options.get(b"filename"))  # browsers send an empty name if no file was chosen
         if self._is_file and self.file is not None:
             raise BadRequest("The form has several files; send one photo at a time.", "too-many-files")
         self._is_url = options.get(b"name") == b"url"

@@ -1,14 +1,26 @@
-"""The one form of every failure: an RFC 9457 problem, or a page that says the same where a browser asks.
+"""The form of an answer: JSON for programs, a page for a browser that submits the form by itself.
 
-Knows nothing of Starlette, so that the protocol can use it too.
+A failure is an RFC 9457 problem, or a page with the same sentence. Nothing else chooses a form.
 """
 
 import html
 import json
+from collections.abc import MutableMapping
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
+import msgspec
+from msgspec import Struct
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from app.errors import PayloadTooLarge, RequestError
+
 TYPE: Final = "application/problem+json"
+VARIES: Final = {"vary": "Accept"}
+CODES: Final = {404: "not-found", 405: "method-not-allowed"}
 
 PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -32,7 +44,7 @@ PAGE: Final = """<!doctype html>
 
 
 class Problem(NamedTuple):
-    """A failure: the HTTP status, a code out of a closed set that tells more, a sentence for a person."""
+    """A failure: the HTTP status, a code from a closed set, a sentence for a person."""
 
     status: int
     code: str
@@ -41,25 +53,89 @@ class Problem(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The name of the status."""
+        """Return the name of the status."""
         return HTTPStatus(self.status).phrase
 
     def as_json(self) -> bytes:
-        """RFC 9457. `about:blank`: the status is the type."""
+        """Return the problem of RFC 9457; its type is `about:blank`, since the status says it."""
         members = {"type": "about:blank", "title": self.title, **self._asdict()}
         return json.dumps(members, ensure_ascii=False).encode("utf-8", "replace")
 
     def as_page(self) -> bytes:
-        """The same as a page, and no more than that."""
+        """Return a page with the same members."""
         members = {"title": self.title, **self._asdict()}
         escaped = {name: html.escape(str(value)) for name, value in members.items()}
         return PAGE.format_map(escaped).encode("utf-8", "replace")
 
 
-def wants_page(accept: str) -> bool:
-    """Whether a client with this Accept header is a browser that shows what it gets: it asks for HTML.
-
-    A program that can read a problem gets one.
-    """
-    kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
+def wants_page(request: Request) -> bool:
+    """Return whether a browser shows the answer as it is: it asks for HTML, and for no kind of JSON."""
+    kinds = [kind.partition(";")[0].strip().lower() for kind in request.headers.get("accept", "").split(",")]
     return "text/html" in kinds and not {"application/json", TYPE} & set(kinds)
+
+
+def as_json(record: Struct, headers: dict[str, str] | None = None) -> Response:
+    """Return the fields of a record as JSON."""
+    return Response(msgspec.json.encode(record), headers=headers, media_type="application/json")
+
+
+def as_prediction(request: Request, prediction: Struct) -> Response:
+    """Return a Prediction as JSON, or as a page where a browser asks."""
+    if wants_page(request):
+        return HTMLResponse(request.state.pages.answer(prediction), headers=VARIES)
+    return as_json(prediction, VARIES)
+
+
+def problem(
+    request: Request, status: int, code: str, detail: str, headers: MutableMapping[str, str] | None = None
+) -> Response:
+    """Return a failure as a problem, or as a page where a browser asks."""
+    request.scope["code"] = code
+    failure = Problem(status, code, detail, request.scope["request_id"])
+    if wants_page(request):
+        response = Response(failure.as_page(), status, headers, media_type="text/html")
+    else:
+        response = Response(failure.as_json(), status, headers, media_type=TYPE)
+    response.headers.update(VARIES)
+    response.headers["cache-control"] = "no-store"
+    return response
+
+
+async def failed_request(request: Request, error: RequestError) -> Response:
+    """Return the problem of a RequestError."""
+    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"  # RFC 9110, 15.5.2
+    return problem(request, error.status, error.code, str(error), headers)
+
+
+async def failed_route(request: Request, error: HTTPException) -> Response:
+    """Return the problem of an unknown address or method; answer OPTIONS, which every address has."""
+    code = CODES.get(error.status_code, "bad-request")
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # the files of the page are mounted, and their 405 names no methods
+        allowed = {*headers.pop("Allow", "GET, HEAD").split(", "), "OPTIONS"}
+        headers["allow"] = ", ".join(sorted(allowed))
+        if request.method == "OPTIONS":
+            return Response(None, 204, headers)
+    if request.scope["path"] == "*":  # RFC 9110, 9.3.7: OPTIONS of the server as a whole
+        return Response(None, 204, {"allow": "GET, HEAD, OPTIONS, POST"})
+    detail = {
+        404: "There is nothing at this address; the page is at /, the API at POST /analyze.",
+        405: f"{request.method} is not allowed at this address; the header Allow lists the methods that are.",
+    }.get(error.status_code, error.detail)
+    return problem(request, error.status_code, code, detail, headers)
+
+
+async def unknown_method(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request whose method HTTP does not define; an ASGI application."""
+    detail = "The method of the request is unknown; GET and POST are used here."
+    await problem(Request(scope), 400, "bad-request", detail)(scope, receive, send)
+
+
+def too_large(limit: int) -> PayloadTooLarge:
+    """Return the refusal of an upload over `limit` bytes."""
+    return PayloadTooLarge(
+        f"The upload is over {limit / 1_000_000:.0f} MB, which is the limit here; send a smaller photo."
+    )

@@ -1,4 +1,4 @@
-"""The serving process: its log, its signals, its descriptors, and uvicorn in the middle of it."""
+"""The serving process: log, signals, memory, descriptors, and the uvicorn server."""
 
 import asyncio
 import contextlib
@@ -23,18 +23,16 @@ from app.web.app import create_app
 from app.web.protocol import DeadlineProtocol, descriptors
 
 M_MMAP_THRESHOLD: Final = -3  # glibc's malloc.h
-LARGE_BLOCK: Final = (
-    1_000_000  # bytes: pictures and their crops are larger, what is made anew all the time smaller
-)
-GRACE: Final = 30  # seconds for what is under way when the end is asked for: hosts kill after 10 to 30
+LARGE_BLOCK: Final = 1_000_000  # bytes: pictures and their crops are larger, short-lived objects smaller
+GRACE: Final = 30  # seconds to finish requests after SIGTERM: hosts kill after 10 to 30
 
-SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # for which asyncio waits a second
+SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # asyncio retries after a second
 
 logger = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until a signal asks for the end. Raises StartupError if the model cannot be opened."""
+    """Serve until a signal stops the server. Raises StartupError if the model cannot be opened."""
     silence_libtiff()
     _return_large_blocks()
     with contextlib.closing(start_logging(settings.log_format)):
@@ -45,8 +43,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
             server.should_exit = True
 
         server = _Server(_config(create_app(settings, stop), host, port, settings.trusted_proxies))
-        # uvicorn drains on SIGTERM and then raises it once more: what was asked for is done, and that is
-        # exit code 0
+        # uvicorn drains on SIGTERM and then raises the signal again; a drained server exits with 0
         signal.signal(signal.SIGTERM, lambda *_: None)
         server.run()
     if failures:
@@ -54,10 +51,10 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
 
 def _return_large_blocks() -> None:
-    """Have glibc give large blocks back to the system as soon as they are freed (`decoder.py` keeps a few).
+    """Make glibc return large blocks to the system as soon as they are freed (photos/pool keeps a few).
 
-    By itself it raises this threshold to 32 MB, once such a block was freed, and from then on keeps what one
-    thread after the other has used: 140 MB more after 32 photos of 12 megapixels. No other C library has it.
+    By default it raises this threshold to 32 MB once such a block was freed, and then keeps the memory of
+    each thread: 140 MB more after 32 photos of 12 megapixels. Other C libraries have no such threshold.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
@@ -69,22 +66,20 @@ def _config(app: Starlette, host: str, port: int, trusted_proxies: Sequence[str]
         host=host,
         port=port,
         http=DeadlineProtocol,
-        loop="asyncio",  # the same everywhere: uvloop is not among what serving needs, but often there
+        loop="asyncio",  # the same everywhere: uvloop is often installed, but not required
         ws="none",
         log_config=None,
-        access_log=False,  # the application writes one line a request itself
+        access_log=False,  # RequestMiddleware writes one line a request
         server_header=False,
-        proxy_headers=bool(trusted_proxies),  # of nobody else: whoever is asked for X-Forwarded-For may lie
+        proxy_headers=bool(trusted_proxies),  # other clients may write any address into X-Forwarded-For
         forwarded_allow_ips=list(trusted_proxies),
-        backlog=min(
-            1024, descriptors() // 4
-        ),  # as many may be accepted before the bound on them is looked at
+        backlog=min(1024, descriptors() // 4),  # asyncio accepts as many before the protocol can refuse one
         timeout_graceful_shutdown=GRACE,
     )
 
 
 class _Server(uvicorn.Server):
-    """Drains on the first signal, ends on the second one."""
+    """A server that drains on the first signal and exits on the second one."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -97,7 +92,7 @@ class _Server(uvicorn.Server):
 
 
 def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What asyncio says when a connection cannot be accepted, without the traceback: it tries again."""
+    """Log a connection that could not be accepted without its traceback: asyncio tries again."""
     error = context.get("exception")
     if isinstance(error, OSError) and error.errno in SCARCE:
         logger.warning("connections have to wait: %s", error.strerror)

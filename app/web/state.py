@@ -1,4 +1,7 @@
-"""The predictor while it opens and once it is open: what every request shares. Knows nothing of HTTP."""
+"""The state that all requests share: the predictor, while it opens and once it is open.
+
+Knows nothing of HTTP.
+"""
 
 import asyncio
 import logging
@@ -15,13 +18,13 @@ from app.settings import Settings
 from app.web.access import ApiKeys, RateLimiter
 
 STARTING_RETRY: Final = 2  # seconds
-MAX_FETCHING: Final = 6  # images that are fetched at the same time: as much memory as uploads have
+MAX_FETCHING: Final = 6  # images fetched at the same time: as much memory as uploads have
 
 logger = logging.getLogger(__name__)
 
 
 class Service:
-    """What the requests share: the predictor once it is open, and until then how far opening has come."""
+    """The state of one server: the predictor once it is open, and until then the progress of opening it."""
 
     def __init__(
         self, settings: Settings, metrics: Metrics, on_failure: Callable[[StartupError], None]
@@ -40,7 +43,7 @@ class Service:
 
     @property
     def predictor(self) -> Predictor:
-        """The open predictor. Raises Unavailable while there is none."""
+        """Return the open predictor. Raises Unavailable while there is none."""
         if self._predictor is None:
             percent = "" if self.percent is None else f", {self.percent} %"
             raise Unavailable(
@@ -52,13 +55,13 @@ class Service:
 
     @property
     def card(self) -> ModelCard | None:
-        """What is served, once it is."""
+        """Return the model card once the predictor is open, else None."""
         return None if self._predictor is None else self._predictor.card
 
     def report(
         self, phase: str, percent: int | None, received: int | None = None, total: int | None = None
     ) -> None:
-        """Hear how far opening has come, and of a download the bytes."""
+        """Note and log the progress of opening: a phase, its percentage, and the bytes of a download."""
         if phase != self.phase:
             logger.info("%s", phase)
         else:
@@ -66,16 +69,16 @@ class Service:
         self.phase, self.percent, self.received, self.total = phase, percent, received, total
 
     def progress(self) -> dict[str, str | int | None]:
-        """How far opening has come; of a download also the bytes."""
+        """Return the progress of opening, with the bytes of a download."""
         progress = {"phase": self.phase, "percent": self.percent}
         return progress if self.received is None else progress | {"bytes": self.received, "total": self.total}
 
     async def open(self) -> None:
-        """Open the predictor; a failure is logged as one sentence and handed to `on_failure`."""
+        """Open the predictor; hand a failure to `on_failure`."""
         start = time.monotonic()
         try:
             self._predictor = await open_predictor(self.settings, self.report, self.metrics)
-        except Exception as error:  # an unforeseen one must not leave a server that waits for ever
+        except Exception as error:  # an unexpected one must not leave a server that never gets ready
             self.report("failed", None)
             if not isinstance(error, StartupError):
                 logger.exception("the model could not be opened")
@@ -90,6 +93,6 @@ class Service:
             logger.info("ready after %.2f s", time.monotonic() - start)
 
     async def close(self) -> None:
-        """Let what is under way finish."""
+        """Finish the requests under way and close the predictor."""
         if self._predictor is not None:
             await self._predictor.close()

@@ -114,4 +114,4 @@ def test_a_pace_fills_up_with_time_and_forgets_the_oldest() -> None:
     for number in range(CLIENTS):
         limiter.retry_after(str(number), 2.0)
     assert limiter.retry_after("a", 2.0) == 0.0
-    assert RateLimiter(0).wait("a", 0.0) == 0.0
+    assert RateLimiter(0).retry_after("a", 0.0) == 0.0
