@@ -2,12 +2,14 @@
 PYTHON ?= python3
 PORT ?= 8080
 BIN := .venv/bin
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+COVERAGE := --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 DOCKER ?= docker
 
-.PHONY: help serve now image test screenshots check bench
+.PHONY: help serve now image test test-all test-quick screenshots check bench
 
 help: ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 serve: .venv/serve ## serve settings.toml (the demo, until it is edited) on http://127.0.0.1:8080; PORT= changes it
 	$(BIN)/python -m app serve --port $(PORT)
@@ -18,8 +20,14 @@ now: .venv/serve ## put it online with Vercel; ARGS=--prod under the link for ev
 image: ## build the image; DOCKER=podman takes another builder, ARGS=--build-arg=BAKE_MODEL=1 keeps the checkpoint in it
 	$(DOCKER) build -t fastai-now $(ARGS) .
 
-test: .venv/dev tests/node_modules ## install everything and run the tests
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+test: .venv/dev tests/node_modules ## install everything (2.2 GB) and run the tests
+	$(PYTEST) -m "not exhaustive" $(COVERAGE)
+
+test-all: .venv/dev tests/node_modules ## the same, with the tests that CI alone runs
+	$(PYTEST) $(COVERAGE)
+
+test-quick: .venv/quick ## the tests that need no torch and no browser: under a minute
+	$(PYTEST) -m "not (torch or slow or deploy or exhaustive)"
 
 screenshots: .venv/dev ## a picture of each state of the page, in docs/screenshots
 	$(BIN)/python -m tests.screenshots
@@ -42,6 +50,10 @@ bench: .venv/dev ## this server beside the obvious one and its own engine: a qua
 tests/node_modules: tests/package.json
 	@if command -v npm >/dev/null; then cd tests && PUPPETEER_SKIP_DOWNLOAD=1 npm install --no-package-lock --no-audit --no-fund --loglevel=error && touch node_modules; fi
 
-.venv/dev: .venv/serve requirements.txt requirements-dev.txt
+.venv/quick: .venv/serve requirements-test.txt
+	$(BIN)/pip install --quiet -r requirements-test.txt
+	@touch $@
+
+.venv/dev: .venv/quick requirements.txt requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	@touch $@

@@ -26,7 +26,7 @@
        |- FetchFailed 502            the link gave no image
        |- FetchTimeout 504
        `- Unavailable 503            `code`: model-loading, overloaded; with `retry_after`
-          `- QueueTimeout            the photo waited past its deadline
+          `- QueueTimeout 503        the photo waited past its deadline
 
 A message says what was found, what was expected, and what to do.
 """

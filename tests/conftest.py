@@ -1,7 +1,12 @@
 """Real things for the tests: files that fastai wrote, servers in processes of their own, fastai itself."""
 
-import json
 import os
+
+# Set before torch or OpenBLAS is loaded: their idle threads spin, and the workers of pytest share the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import fcntl
+import json
 import queue
 import re
 import subprocess
@@ -22,7 +27,29 @@ DATA = Path(__file__).parent / "data"
 IMAGES = sorted((DATA / "images").iterdir())
 BEARS = ("black", "grizzly", "teddys")
 V1_CHECKPOINT = DATA / "v1" / "stage-2.pth"
-SECONDS = 20  # for whatever a test waits for: an event that does not come within it has failed
+SECONDS = 90  # the deadline of every wait for an event; a busy machine needs a part of it
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark with `torch` every test that needs it: by a fixture, or because its module imports it."""
+    for item in items:
+        if {"vision", "make_learner"} & set(item.fixturenames) or hasattr(item.module, "torch"):
+            item.add_marker(pytest.mark.torch)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run a test marked `alone` while the other workers of pytest-xdist run none."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    folder = Path(item.config.option.basetemp).parent  # that of all workers
+    alone = item.get_closest_marker("alone") is not None
+    with (folder / "next").open("w") as queue, (folder / "running").open("w") as running:
+        fcntl.flock(queue, fcntl.LOCK_EX)  # the others finish their tests and begin none
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        return (yield)
 
 
 def image_bytes(name: str) -> bytes:
@@ -33,6 +60,11 @@ def image_bytes(name: str) -> bytes:
 def bears_environment(**more: str) -> dict[str, str]:
     """The environment in which the server serves the v1 bears."""
     return {"APP_MODEL_URL": str(V1_CHECKPOINT), "APP_CLASSES": ",".join(BEARS), **more}
+
+
+def as_users_run() -> dict[str, str]:
+    """The environment of the tests, without the variable that limits their own threads."""
+    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 
 
 @dataclass
@@ -69,7 +101,7 @@ class ServerProcess:
 def started(command: list[str], **environment: str) -> Iterator[ServerProcess]:
     """A server process, whose log is read; it is ended on the way out."""
     process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env={**as_users_run(), **environment}, stderr=subprocess.PIPE, text=True
     )
     server = ServerProcess(process)
     threading.Thread(target=server.read, daemon=True).start()
@@ -150,6 +182,7 @@ def run_app(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
 @pytest.fixture(scope="session")
 def vision() -> Any:
     """`fastai.vision.all`: the oracle."""
+    pytest.importorskip("fastai")
     from app.graphs.export import import_fastai
 
     return import_fastai()

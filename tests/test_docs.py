@@ -72,7 +72,7 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
 
 def test_the_commands_in_the_readme_are_targets_and_commands() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (?:\w+=\S+ )*(\w+)", README, re.M):
+    for target in re.findall(r"^make (?:\w+=\S+ )*([\w-]+)", README, re.M):
         assert re.search(rf"^{target}:", makefile, re.M)
 
 

@@ -121,7 +121,8 @@ def test_numpy_starts_no_threads_of_its_own() -> None:
         pytest.skip("the threads of a process cannot be counted here")
     product = "import os, app.engines.head, numpy; a = numpy.ones((999, 999)); a @ a"
     code = f"{product}; print(len(os.listdir('/proc/self/task')))"
-    environment = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
+    limits = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in limits}
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
     )
