@@ -1,59 +1,134 @@
-"""Every error this project raises.
+"""Every error this project raises, and the closed set of codes that a client can get.
 
     AppError
     |- StartupError                  the server cannot start: one sentence, exit code 1
-    |  |- SettingsError              settings.toml or an APP_ variable
-    |  |- DownloadError              the file could not be had
-    |  |  |- DownloadInterrupted     it may be had by another try; with `retry_after`
-    |  |  `- ChecksumMismatch        it was had, but it is another file
-    |  |- CheckpointError            the file was had, but cannot be served
-    |  |  |- UnsafeCheckpoint        it names code that a file of weights has no use for
+    |  |- SettingsError              invalid settings.toml or APP_ variable
+    |  |- DownloadError              no file at the link or path
+    |  |  |- DownloadInterrupted     a retry may succeed; with `retry_after`
+    |  |  `- ChecksumMismatch        another file than the expected one
+    |  |- CheckpointError            a file that cannot be served
+    |  |  |- UnsafeCheckpoint        a pickle that names code
     |  |  |- ArchitectureUnknown     no graph fits its tensors
     |  |  `- ClassesMismatch         the class list does not fit its outputs
-    |  |- ProofError                 the answers are not the notebook's
+    |  |- ProofError                 the predictions differ from the notebook's
     |  |- ToolMissing                a package or program that only this command needs
-    |  `- DeployError                Vercel's command line refused; its exit code is ours
-    `- RequestError                  one request failed: a status, a code from a closed set, a sentence
-       |- BadRequest 400             `code`: empty-file, no-file, too-many-files, malformed-multipart, ...
-       |- Unauthorized 401           no key, or none that fits
+    |  `- DeployError                Vercel's command line failed; with its exit code
+    `- RequestError                  one request failed: a status, a code, a sentence
+       |- BadRequest 400
+       |- Unauthorized 401           no API key, or an unknown one
        |- PayloadTooLarge 413
-       |- UnsupportedMedia 415       `code`: unsupported-media-type, unrecognized-image, format-not-allowed
-       |- BadImage 422               `code`: image-too-large, truncated-image, corrupt-image
-       |- UrlRefused 422             no image is fetched from there
-       |- TooManyRequests 429        `code`: rate-limited; with `retry_after`
-       |- BadOutput 500
-       |- NotExplained 501             there is no heat map of this network
-       |- FetchFailed 502            the link gave no image
+       |- UnsupportedMedia 415
+       |- BadImage 422               a picture that cannot be used
+       |- UrlRefused 422             an image link that is not allowed
+       |- TooManyRequests 429        with `retry_after`
+       |- BadOutput 500              the network computed NaN or infinity
+       |- NotExplained 501           this network has no heat map
+       |- FetchFailed 502            no image at the link
        |- FetchTimeout 504
-       `- Unavailable 503            `code`: model-loading, overloaded; with `retry_after`
-          `- QueueTimeout 503        the photo waited past its deadline
+       `- Unavailable 503            with `retry_after`
+          `- QueueTimeout 503        the photo's deadline has passed
 
-A message says what was found, what was expected, and what to do.
+A message has three parts: the problem, the expectation, the remedy.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Final, Literal
+
+Code = Literal[
+    "bad-request",
+    "empty-file",
+    "no-file",
+    "too-many-files",
+    "too-many-parts",
+    "field-too-large",
+    "malformed-multipart",
+    "unknown-label",
+    "unauthorised",
+    "not-found",
+    "method-not-allowed",
+    "request-timeout",
+    "payload-too-large",
+    "uri-too-long",
+    "unsupported-media-type",
+    "unrecognized-image",
+    "format-not-allowed",
+    "not-an-image",
+    "image-too-large",
+    "truncated-image",
+    "corrupt-image",
+    "url-not-allowed",
+    "rate-limited",
+    "header-too-large",
+    "internal",
+    "bad-output",
+    "not-explained",
+    "fetch-failed",
+    "overloaded",
+    "queue-timeout",
+    "model-loading",
+    "fetch-timeout",
+]
+
+# code -> HTTP status and meaning; docs/errors.md and /openapi.json are generated from it
+CODES: Final[Mapping[Code, tuple[int, str]]] = {
+    "bad-request": (400, "The request is not valid HTTP, or its method does not exist."),
+    "empty-file": (400, "The file has 0 bytes."),
+    "no-file": (400, "The request has no file."),
+    "too-many-files": (400, "The form has several files; one is allowed."),
+    "too-many-parts": (400, "The form has too many parts."),
+    "field-too-large": (400, "A text field, or the whole form without its file, is too large."),
+    "malformed-multipart": (400, "The body is not valid multipart/form-data."),
+    "unknown-label": (400, "The model has no class of this name."),
+    "unauthorised": (401, "The request has no API key, or an unknown one."),
+    "not-found": (404, "The server has nothing at this address."),
+    "method-not-allowed": (405, "The address does not take this method; the header Allow lists the others."),
+    "request-timeout": (408, "The headers or the body arrived too slowly."),
+    "payload-too-large": (413, "The upload is larger than `max_upload_mb`."),
+    "uri-too-long": (414, "The address is too long."),
+    "unsupported-media-type": (415, "The content type is neither multipart/form-data nor image/*."),
+    "unrecognized-image": (415, "The file is not a picture in a known format."),
+    "format-not-allowed": (415, "The picture has a format that the server does not decode, such as HEIC."),
+    "not-an-image": (415, "The link leads to a file that is not an image."),
+    "image-too-large": (422, "The picture has too many pixels or bytes, or takes too long to decode."),
+    "truncated-image": (422, "The end of the picture is missing."),
+    "corrupt-image": (422, "The picture cannot be decoded."),
+    "url-not-allowed": (
+        422,
+        "The link is invalid or leads to an address that the server does not fetch from.",
+    ),
+    "rate-limited": (429, "This client exceeds `rate_limit`; the header Retry-After says when to retry."),
+    "header-too-large": (431, "The headers are too long."),
+    "internal": (500, "The server has a bug; its log has a traceback under the request id."),
+    "bad-output": (500, "The network computed NaN or infinity for this picture."),
+    "not-explained": (501, "This network has no heat maps."),
+    "fetch-failed": (502, "The link's host gave no image."),
+    "overloaded": (503, "The queue is full; the header Retry-After says when to retry."),
+    "queue-timeout": (503, "The photo waited past its deadline; the header Retry-After says when to retry."),
+    "model-loading": (503, "The server is still starting; the header Retry-After says when to retry."),
+    "fetch-timeout": (504, "The link's host was too slow."),
+}
 
 
 class AppError(Exception):
-    """The root: everything below is meant to be read by a person."""
+    """The root of all errors whose message is written for a person."""
 
 
 class StartupError(AppError):
-    """The server cannot start; the message is the one sentence that is logged."""
+    """A reason why the server cannot start; the command line prints its message and ends."""
 
     exit_code: int = 1
 
 
 class SettingsError(StartupError):
-    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
+    """A setting that is unknown, of the wrong type, out of range, or in conflict with another one."""
 
 
 class DownloadError(StartupError):
-    """The checkpoint could not be downloaded, or is no file on this machine."""
+    """A checkpoint that cannot be downloaded, or a path without a file."""
 
 
 class DownloadInterrupted(DownloadError):
-    """A try broke off; another one may go on, `retry_after` seconds later if the host said so."""
+    """A broken transfer that may be resumed, `retry_after` seconds later if the host asked for a delay."""
 
     def __init__(self, message: str, retry_after: float = 0) -> None:
         super().__init__(message)
@@ -61,35 +136,35 @@ class DownloadInterrupted(DownloadError):
 
 
 class ChecksumMismatch(DownloadError):
-    """The file is not the one whose sha256 the settings give."""
+    """A file whose SHA-256 differs from the settings'."""
 
 
 class CheckpointError(StartupError):
-    """The file is not a checkpoint that can be served."""
+    """A file that is not a checkpoint, or one that cannot be served."""
 
 
 class UnsafeCheckpoint(CheckpointError):
-    """The file names code that no file of weights has a use for; nothing of it was run."""
+    """A file that names code which a checkpoint does not need; nothing of it was run."""
 
 
 class ArchitectureUnknown(CheckpointError):
-    """No shipped graph fits the names and shapes in the file."""
+    """A file whose names and shapes fit no shipped graph."""
 
 
 class ClassesMismatch(CheckpointError):
-    """The class list has another length than the head has outputs."""
+    """A class list whose length differs from the number of outputs."""
 
 
 class ProofError(StartupError):
-    """The served answers differ from those that the notebook gave for the photos of the proof."""
+    """Predictions that differ from the notebook's for the photos of the proof."""
 
 
 class ToolMissing(StartupError):
-    """A command needs what serving does not; the message says how to install it."""
+    """A missing package or program of one command; the message says how to install it."""
 
 
 class DeployError(StartupError):
-    """Vercel's command line ended with `exit_code`; what it said has been shown."""
+    """A failure of Vercel's command line, with its exit code; its output has been shown."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -97,103 +172,103 @@ class DeployError(StartupError):
 
 
 class RequestError(AppError):
-    """One request failed. `status` is the HTTP status, `code` names the failure within a closed set."""
+    """The failure of one request: `status` is the HTTP status, `code` a key of CODES."""
 
     status: ClassVar[int] = 500
-    code: str = "internal"
+    code: Code = "internal"
 
-    def __init__(self, detail: str, code: str | None = None, retry_after: int | None = None) -> None:
+    def __init__(self, detail: str, code: Code | None = None, retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.code = code or self.code
         self.retry_after = retry_after
 
 
 class BadRequest(RequestError):
-    """The request is not what an upload looks like."""
+    """A request that is not a valid upload."""
 
     status = 400
     code = "bad-request"
 
 
 class Unauthorized(RequestError):
-    """The request has no key, or none that fits."""
+    """A request without an API key, or with an unknown one."""
 
     status = 401
     code = "unauthorised"
 
 
 class TooManyRequests(RequestError):
-    """This client asks too often: `retry_after` says after how many seconds to try again."""
+    """A client above its rate limit; it may retry after `retry_after` seconds."""
 
     status = 429
     code = "rate-limited"
 
 
 class PayloadTooLarge(RequestError):
-    """The upload has more bytes than allowed."""
+    """An upload above the size limit."""
 
     status = 413
     code = "payload-too-large"
 
 
 class UnsupportedMedia(RequestError):
-    """The upload is no picture in an accepted format."""
+    """An upload that is not a picture in an accepted format."""
 
     status = 415
     code = "unrecognized-image"
 
 
 class BadImage(RequestError):
-    """The upload is a picture in an accepted format, but cannot be used."""
+    """A picture in an accepted format that cannot be used."""
 
     status = 422
     code = "corrupt-image"
 
 
 class UrlRefused(RequestError):
-    """No image is fetched from this link."""
+    """An image link that the server does not fetch."""
 
     status = 422
     code = "url-not-allowed"
 
 
 class FetchFailed(RequestError):
-    """The link of an image gave none."""
+    """An image link whose host gave no image."""
 
     status = 502
     code = "fetch-failed"
 
 
 class FetchTimeout(RequestError):
-    """The link of an image gave none in time."""
+    """An image link whose host was too slow."""
 
     status = 504
     code = "fetch-timeout"
 
 
 class BadOutput(RequestError):
-    """The network answered with something that is no number."""
+    """An output of the network with NaN or infinity."""
 
     status = 500
     code = "bad-output"
 
 
 class NotExplained(RequestError):
-    """The network that is served has no map of features from which to say where it looked."""
+    """A heat map that this network cannot give: its feature map or its head is unknown."""
 
     status = 501
     code = "not-explained"
 
 
 class Unavailable(RequestError):
-    """Not now: `retry_after` says after how many seconds to try again."""
+    """A server that cannot answer at the moment; the client may retry after `retry_after` seconds."""
 
     status = 503
-    code = "overloaded"
+    code: Code = "overloaded"
 
 
 class QueueTimeout(Unavailable):
-    """The photo waited past its deadline and was not computed."""
+    """A photo that waited past its deadline; it was not computed."""
 
     code = "queue-timeout"
 

@@ -1,6 +1,7 @@
 """The error tree: what is drawn is what there is."""
 
 import re
+import typing
 
 from app import errors
 
@@ -19,3 +20,9 @@ def test_the_drawing_names_every_error_and_its_status() -> None:
 def test_a_request_error_carries_its_own_code_unless_told_another() -> None:
     assert errors.BadImage("cut off").code == "corrupt-image"
     assert errors.BadImage("cut off", "truncated-image").code == "truncated-image"
+
+
+def test_every_code_has_a_meaning_and_the_status_of_its_error() -> None:
+    assert set(typing.get_args(errors.Code)) == errors.CODES.keys()
+    for kind in subclasses(errors.RequestError):
+        assert errors.CODES[kind.code][0] == kind.status
