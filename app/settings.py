@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import NODEFAULT, Meta, Struct
+from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 from app.errors import SettingsError
@@ -28,106 +28,159 @@ MODELS: Final = Path(__file__).parent / "models"  # the demo, and the cache of d
 DEMO: Final = MODELS / "stage-2.pth"  # what the shipped settings.toml names
 PREFIX: Final = "APP_"
 ORIGIN: Final = r"^(\*|https?://[^/\s]+)$"
+RENAMED: Final = {"exact": "jpeg_downscale = true is what exact = false was"}
 Channels = tuple[float, float, float]
 Side = Annotated[int, Meta(ge=16, le=1024)]
 Sides = tuple[Side, Side]
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """Each field is a setting: its type, its default, and in the annotation its range and its meaning."""
+    """The settings. The annotation of each one has its range and its meaning."""
 
-    model_url: Annotated[str, Meta(min_length=1, description="where the checkpoint is: https link or path")]
+    model_url: Annotated[
+        str,
+        Meta(min_length=1, description="The checkpoint: an https link, share links included, or a path."),
+    ]
     classes: Annotated[
         tuple[Annotated[str, Meta(min_length=1)], ...],
-        Meta(min_length=2, description="class names, in the order of the notebook; an export knows them"),
+        Meta(
+            min_length=2,
+            description="Your classes in the order of your notebook: `learn.dls.vocab` in fastai v2, "
+            "`data.classes` in v1. An export knows them.",
+        ),
     ] = ()
+    architecture: Annotated[
+        str,
+        Meta(description="Needed only where the file fits two architectures: the one that was trained."),
+    ] = ""
     proof_url: Annotated[
-        str, Meta(description="where proof.json is: what is served must agree with it, or nothing is served")
+        str,
+        Meta(
+            description="Link or path of proof.json: the server refuses to start unless it reproduces these "
+            "predictions."
+        ),
     ] = ""
     model_sha256: Annotated[
-        str, Meta(pattern="^([0-9a-f]{64})?$", description="refuse any other file than this one")
+        str,
+        Meta(pattern="^([0-9a-f]{64})?$", description="The server refuses a file with another SHA-256."),
     ] = ""
-    architecture: Annotated[str, Meta(description="recognized; needed only where two fit")] = ""
     engine: Annotated[
-        Literal["auto", "fastai"], Meta(description='"fastai" rebuilds the real Learner, with torch')
+        Literal["auto", "fastai"],
+        Meta(description='"fastai" predicts with a real Learner, which needs torch; "auto" does not.'),
     ] = "auto"
+    precision: Annotated[
+        Literal["float32", "auto", "int8"],
+        Meta(
+            description='"auto" computes in int8 if the proof agrees and int8 is faster. "int8" refuses to '
+            "start if the proof disagrees."
+        ),
+    ] = "float32"
     pipeline: Annotated[
         Literal["auto"] | PipelineName,
-        Meta(description='how pixels are made; "auto": fastai1 for a v1 checkpoint, else resize'),
+        Meta(description='"auto" is "fastai1" for a checkpoint of fastai v1, otherwise "resize".'),
     ] = "auto"
-    image_size: Annotated[Sides, Meta(description="what the network sees: a side, or [height, width]")] = (
+    image_size: Annotated[Sides, Meta(description="The network's input: one side, or [height, width].")] = (
         224,
         224,
     )
-    resize_method: Annotated[ResizeMethod, Meta(description='the method of Resize, for "resize"')] = "crop"
-    pad_mode: Annotated[PadMode, Meta(description='the pad_mode of Resize, for "pad"')] = "reflection"
+    resize_method: Annotated[
+        ResizeMethod, Meta(description='`method` of Resize, in the pipelines "resize" and "fastai1".')
+    ] = "crop"
+    pad_mode: Annotated[PadMode, Meta(description='`pad_mode` of Resize, for resize_method = "pad".')] = (
+        "reflection"
+    )
     presize: Annotated[
-        Sides, Meta(description='the size of the Resize before aug_transforms(size=...), for "presize"')
+        Sides,
+        Meta(description='Size of the Resize before aug_transforms(size=...), in the pipeline "presize".'),
     ] = (460, 460)
     val_xtra: Annotated[
-        float, Meta(ge=0, le=1, description='of RandomResizedCrop, for "random_resized_crop"')
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description='`val_xtra` of RandomResizedCrop, in the pipeline "random_resized_crop".',
+        ),
     ] = 0.14
     mean: Annotated[
-        Channels, Meta(description="of Normalize, for pixels in 0..1; without Normalize [0, 0, 0]")
+        Channels,
+        Meta(description="Mean of Normalize, for pixels from 0 to 1. Without Normalize: [0, 0, 0]."),
     ] = IMAGENET_MEAN
-    std: Annotated[Channels, Meta(description="of Normalize; without Normalize [1, 1, 1]")] = IMAGENET_STD
-    exif: Annotated[Exif, Meta(description='"turn" photos upright, or "ignore" as fastai does')] = "turn"
-    exact: Annotated[
-        bool, Meta(description="false: large JPEGs are decoded at a reduced size, three times faster")
-    ] = True
-    precision: Annotated[
-        Literal["float32", "auto", "int8"],
-        Meta(description='"auto": int8 where the proof agrees and it is quicker; "int8": that or nothing'),
-    ] = "float32"
+    std: Annotated[
+        Channels, Meta(description="Standard deviation of Normalize. Without Normalize: [1, 1, 1].")
+    ] = IMAGENET_STD
     multi_label: Annotated[
-        bool, Meta(description="several classes may be right: MultiCategoryBlock, sigmoid instead of softmax")
+        bool, Meta(description="For MultiCategoryBlock: a photo can have several classes, or none.")
+    ] = False
+    exif: Annotated[
+        Exif,
+        Meta(description='"turn" shows the network upright photos; "ignore" does as fastai does.'),
+    ] = "turn"
+    jpeg_downscale: Annotated[
+        bool,
+        Meta(
+            description="Decode large JPEGs at a reduced size: three times faster, slightly different "
+            "predictions."
+        ),
     ] = False
     threshold: Annotated[
-        float, Meta(ge=0, le=1, description="with multi_label, the score from which a class is in the result")
+        float,
+        Meta(ge=0, le=1, description="With multi_label: the lowest score of a class in the result."),
     ] = 0.5
     unsure_below: Annotated[
-        float, Meta(ge=0, le=1, description="an answer with less confidence is marked unsure")
+        float, Meta(ge=0, le=1, description="Answers with a lower confidence are marked as unsure.")
     ] = 0.0
     unfamiliar_below: Annotated[
-        float, Meta(ge=0, le=1, description="a photo less like those of the proof is unsure; needs proof_url")
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Photos with a lower familiarity are marked as unsure. Needs proof_url.",
+        ),
     ] = 0.0
+    max_upload_mb: Annotated[int, Meta(ge=1, le=100, description="The server refuses larger uploads.")] = 10
     api_keys: Annotated[
         tuple[Annotated[str, Meta(min_length=16)], ...],
-        Meta(description="programs need one of these to ask; the page does not"),
+        Meta(description="Programs must send one of these keys; the page needs none."),
     ] = ()
     rate_limit: Annotated[
-        int, Meta(ge=0, le=100_000, description="requests a minute for each client; 0: no limit")
+        int, Meta(ge=0, le=100_000, description="Requests per minute and client; 0 for no limit.")
     ] = 0
     trusted_proxies: Annotated[
         tuple[str, ...],
-        Meta(description="addresses or networks of proxies whose X-Forwarded-For and -Proto are believed"),
+        Meta(
+            description="Addresses or networks of proxies, such as 10.0.0.0/8: the server trusts their "
+            "X-Forwarded-For and X-Forwarded-Proto."
+        ),
     ] = ()
-    metrics: Annotated[bool, Meta(description="answer GET /metrics")] = True
+    metrics: Annotated[bool, Meta(description="Answer GET /metrics.")] = True
     allow_url: Annotated[
-        bool, Meta(description="fetch images by their links: GET /analyze?url= and a field url")
+        bool, Meta(description="Fetch images by their links: GET /analyze?url= and the form field url.")
     ] = False
     cors_origins: Annotated[
         tuple[Annotated[str, Meta(pattern=ORIGIN)], ...],
-        Meta(description='whose pages may read the answers: "https://example.com", or "*" for all'),
+        Meta(description='Sites whose scripts may read the answers: "https://example.com", or "*" for all.'),
     ] = ()
-    log_format: Annotated[LogFormat, Meta(description='"json": one object a line')] = "text"
-    title: Annotated[str, Meta(min_length=1, max_length=200, description="of the page")] = (
+    log_format: Annotated[LogFormat, Meta(description='"json" writes one object per line.')] = "text"
+    title: Annotated[str, Meta(min_length=1, max_length=200, description="The title of the page.")] = (
         "What is on this photo?"
     )
     description: Annotated[
-        str, Meta(max_length=1000, description="below the title; without one, the classes are listed")
+        str, Meta(max_length=1000, description="The text below the title; by default a list of the classes.")
     ] = ""
-    color: Annotated[str, Meta(pattern="^#[0-9a-fA-F]{6}$", description="of the page's buttons and bars")] = (
-        "#1f5fbf"
-    )
+    color: Annotated[
+        str, Meta(pattern="^#[0-9a-fA-F]{6}$", description="The color of the page's buttons and bars.")
+    ] = "#1f5fbf"
     samples: Annotated[
-        str, Meta(description="a folder of up to 6 photos to try on the page; the demo has its own")
+        str, Meta(description="A folder of up to 6 photos to try on the page. The demo has its own.")
     ] = ""
     public_url: Annotated[
-        str, Meta(pattern="^(https?://[^/\\s]+/?)?$", description="of the page, for previews of links to it")
+        str,
+        Meta(
+            pattern="^(https?://[^/\\s]+/?)?$",
+            description="The page's address, for previews of links to it.",
+        ),
     ] = ""
-    max_upload_mb: Annotated[int, Meta(ge=1, le=100, description="larger uploads are refused")] = 10
-    # no setting itself: the names that the file or the environment sets, though it be to the default
+    # not a setting itself: the names that the file or the environment sets, also where they set the default
     explicit: frozenset[str] = frozenset()
 
     def is_set(self, name: str) -> bool:
@@ -190,6 +243,8 @@ def _check_known(name: str, where: str, *, required: bool) -> bool:
     """Whether it is a setting. Raises if not, where it must be one or where it looks like a misspelt one."""
     if name in HINTS:
         return True
+    if name in RENAMED:
+        raise SettingsError(f"The setting '{name}' {where} has a new name: {RENAMED[name]}.")
     alike = difflib.get_close_matches(name, HINTS, 1, 0.6 if required else 0.85)
     if not (required or alike):
         return False  # APP_ENV, APP_NAME: hosts set variables of their own
@@ -272,16 +327,6 @@ def with_overrides(settings: Settings, known: Mapping[str, Any]) -> Settings:
         ) from error
     _check(result)
     return result
-
-
-def settings_table() -> str:
-    """The settings as a Markdown table, for the documents."""
-    rows = ["| setting | default | what it is |", "|---|---|---|"]
-    for name, hint in HINTS.items():
-        meta = next(m for m in typing.get_args(hint) if isinstance(m, Meta) and m.description)
-        default = "" if DEFAULTS[name] is NODEFAULT else f"`{msgspec.json.encode(DEFAULTS[name]).decode()}`"
-        rows.append(f"| `{name}` | {default} | {meta.description} |")
-    return "\n".join(rows)
 
 
 def as_toml(settings: Settings) -> str:

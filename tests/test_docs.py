@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from app.settings import settings_table
 from tests.conftest import ROOT, ServerProcess
+from tests.generate import DOCUMENTS
 
 README = (ROOT / "README.md").read_text()
 
@@ -66,8 +67,9 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 200
 
 
-def test_the_table_of_settings_is_that_of_the_code() -> None:
-    assert (ROOT / "docs" / "settings.md").read_text().endswith(f"\n\n{settings_table()}\n")
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_generated_document_is_as_its_source(path: Path) -> None:
+    assert path.read_text("utf-8") == DOCUMENTS[path](), "run: python -m tests.generate"
 
 
 def test_the_commands_in_the_readme_are_targets_and_commands() -> None:
@@ -95,11 +97,6 @@ def test_the_curl_line_in_the_readme_gives_the_answer_in_the_readme(
 def test_the_training_of_the_demo_starts() -> None:
     command = [sys.executable, "-m", "examples.train_garments", "--help"]
     assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
-
-
-def test_every_decision_is_at_most_ten_lines() -> None:
-    for entry in (ROOT / "docs" / "decisions.md").read_text().split("\n## ")[1:]:
-        assert len(entry.strip().splitlines()) <= 11, entry.splitlines()[0]
 
 
 def test_the_changelog_has_the_version_of_the_code() -> None:

@@ -1,5 +1,6 @@
 """Settings: found where they are said, and refused in one sentence where they cannot be meant."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies
 from msgspec.structs import replace
 
 from app.errors import SettingsError
-from app.settings import DEMO, SETTINGS_FILE, Settings, as_toml, load_settings
+from app.settings import DEMO, HINTS, SETTINGS_FILE, Settings, as_toml, load_settings
 
 TWO_LINES = 'model_url = "https://example.org/stage-2.pth"\nclasses = ["cat", "dog"]\n'
 
@@ -31,12 +32,10 @@ def test_the_shipped_settings_serve_the_demo() -> None:
     assert len(settings.classes) == 10
 
 
-def test_the_shipped_comments_are_the_settings_and_their_defaults(tmp_path: Path) -> None:
+def test_the_shipped_settings_can_be_uncommented_and_are_the_defaults(tmp_path: Path) -> None:
     lines = SETTINGS_FILE.read_text().splitlines()
-    uncommented = [
-        line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in lines
-    ]
-    assert uncommented != lines
+    uncommented = [line.removeprefix("#") if re.match(r"#\w+ = ", line) else line for line in lines]
+    assert len([line for line in uncommented if re.match(r"\w+ = ", line)]) == len(HINTS)
     path = write(tmp_path, "\n".join(uncommented).replace("models/stage-2.pth", str(DEMO)))
     assert values_of(load_settings(path, {})) == values_of(load_settings(SETTINGS_FILE, {}))
 
@@ -108,6 +107,13 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence(tmp_path: Path, text: s
     with pytest.raises(SettingsError, match=message) as caught:
         load_settings(write(tmp_path, text), {})
     assert "\n" not in str(caught.value)
+
+
+def test_a_setting_by_its_old_name_is_refused_with_its_new_name(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"'exact' in settings\.toml has a new name: jpeg_downscale"):
+        load_settings(write(tmp_path, TWO_LINES + "exact = false"), {})
+    with pytest.raises(SettingsError, match="'exact' in the variable APP_EXACT has a new name"):
+        load_settings(write(tmp_path, TWO_LINES), {"APP_EXACT": "false"})
 
 
 def test_a_misspelt_variable_is_refused_and_a_hosts_own_is_left_alone(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""A file's bytes to named arrays, without running a pickle."""
+"""The bytes of a checkpoint become named arrays, without running a pickle."""

@@ -1,1 +1,1 @@
-"""Downloads: checkpoints and images."""
+"""What comes from the network: checkpoints and images."""

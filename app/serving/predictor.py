@@ -3,14 +3,13 @@
 The server and the command line await the same method. Knows nothing of HTTP, nor how it was opened.
 """
 
-import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from app.engines.contract import Output, Prepare, Run
 from app.engines.grad_cam import Explainer, Explanation
@@ -25,14 +24,14 @@ from app.serving.proof import ProofResult
 from app.settings import Settings
 from app.types import Float32
 
-logger = logging.getLogger(__name__)
+Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Score(Struct, frozen=True):
     """A class and its probability."""
 
     label: str
-    score: float
+    score: Share
 
 
 class Prediction(Struct, frozen=True):
@@ -44,7 +43,7 @@ class Prediction(Struct, frozen=True):
     """
 
     result: str
-    confidence: float
+    confidence: Share
     familiarity: float | None
     unsure: bool
     predictions: tuple[Score, ...]
@@ -83,8 +82,8 @@ class Predictor:
         self.card = card
         self._settings = settings
         self._prepare = prepare
-        exact = settings.exact or settings.engine == "fastai"  # which is the reference
-        self._decoder = Decoder(settings.exif, None if exact else card.preprocess.least)
+        downscale = settings.jpeg_downscale and settings.engine != "fastai"  # which is the reference
+        self._decoder = Decoder(settings.exif, card.preprocess.least if downscale else None)
         stage = metrics.seconds.labels
 
         def timed(items: Sequence[Any]) -> Sequence[Output]:

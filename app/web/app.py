@@ -49,7 +49,7 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
         async def open_service() -> None:
             await service.open()
             if service.card:
-                pages.opened(service.card)
+                pages.classes = service.card.classes
 
         opening = asyncio.create_task(open_service())
         yield {"service": service, "pages": pages}
