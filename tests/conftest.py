@@ -117,8 +117,8 @@ def servers() -> Iterator[Callable[..., ServerProcess]]:
     """Start servers with their own environment and options; they are ended on the way out."""
     with ExitStack() as stack:
 
-        def start(*options: str, **environment: str) -> ServerProcess:
-            command = [sys.executable, "-m", "app", "serve", "--port", "0", *options]
+        def start(*options: str, module: str = "app", **environment: str) -> ServerProcess:
+            command = [sys.executable, "-m", module, "serve", "--port", "0", *options]
             server = stack.enter_context(started(command, **environment))
             server.url = server.wait_for(r"running on (http://[\d.:]+)")[1]
             return server

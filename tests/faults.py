@@ -70,6 +70,7 @@ FAULTS = {
         "H05": ("an error in a browser", "a page; problem+json for all others"),
         "H06": ("forged log lines", "one line, escaped"),
         "H07": ("a garbage Host, an absolute target", "200 or 400; no link is built from Host"),
+        "H23": ("every documented request, over a real connection", "as documented, HEAD too"),
     },
     "Image by URL": {
         "S01": ("private, loopback, metadata addresses", "422 `url-not-allowed`, one answer; nothing sent"),

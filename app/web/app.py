@@ -153,8 +153,7 @@ async def answer(request: Request, ask: Callable[[bytes, float], Coroutine[Any, 
     data = await read_photo(request)  # before the slot: a slow upload keeps no other request out
     with predictor.slot() as deadline:
         asked = asyncio.create_task(ask(data, deadline))
-        # the body is read: the only message that can still come is that the client left
-        leaving = asyncio.ensure_future(request.receive())
+        leaving = asyncio.create_task(disconnect(request))
         try:
             await asyncio.wait((asked, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
@@ -163,6 +162,12 @@ async def answer(request: Request, ask: Callable[[bytes, float], Coroutine[Any, 
         finally:
             asked.cancel()
             leaving.cancel()
+
+
+async def disconnect(request: Request) -> None:
+    """Wait until the client leaves; read the body that nobody asked for, such as the empty one of a GET."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def healthz(request: Request) -> Response:
