@@ -1,60 +1,123 @@
-"""The documents say what is: their tree, their commands, their settings and their figures."""
+"""The documents are true: their commands run, their answers are the server's, their links lead somewhere."""
 
+import importlib.util
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app import __version__
 from tests.conftest import ROOT, ServerProcess
 from tests.generate import DOCUMENTS
 
 README = (ROOT / "README.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+BLOCK = re.compile(r"^[ ]*```(\w+)\n(.*?)^[ ]*```", re.S | re.M)
+PATH = re.compile(r"\b(?:app|tests|docs|notebook|examples|benchmarks)/[\w./-]*\w")
 
 
-def tracked() -> list[str]:
-    """The files of the project, without those that are ignored."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode:
-        pytest.skip("this is no git checkout: the tree of the README is not compared")
-    return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the words of each command in the `sh` blocks of a page."""
+    for language, block in BLOCK.findall(page.read_text()):
+        if language == "sh":
+            yield from (shlex.split(line, comments=True) for line in block.splitlines())
 
 
-def tree(document: str) -> list[str]:
-    """The lines of the tree in a document."""
-    block = re.search(r"```tree\n(.*?)```", document, re.S)
-    assert block
-    return block[1].splitlines()
+def all_commands(program: str) -> list[Any]:
+    """Return the commands of all pages that begin with a program, as parameters of a test."""
+    found = [words for page in PAGES for words in commands(page) if words and words[0] == program]
+    return [pytest.param(words, id=" ".join(words)) for words in found]
 
 
-def test_the_tree_in_the_readme_is_the_tree() -> None:
-    lines = tree(README)
-    shown, folders = set(), []
-    for line in lines:
-        name, _, comment = line.strip().partition("  ")
-        assert comment.strip() or name.endswith("/"), name
-        folders = [*folders[: (len(line) - len(line.lstrip())) // 2], name]
-        shown.add("".join(folders))
-    collapsed = {
-        name
-        for name in shown
-        if name.endswith("/") and not any(s != name and s.startswith(name) for s in shown)
-    }
-    real = set()
-    for file in tracked():
-        folder = next((name for name in collapsed if file.startswith(name)), None)
-        real.add(folder or file)
-    opened = {name for name in shown if name.endswith("/")} - collapsed
-    assert shown - opened == real
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_generated_document_agrees_with_its_source(path: Path) -> None:
+    assert path.read_text("utf-8") == DOCUMENTS[path](), "run: python -m tests.generate"
+
+
+def test_the_readme_fits_in_150_lines() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("words", all_commands("make"))
+def test_every_make_command_has_a_target(words: list[str]) -> None:
+    make = shutil.which("make") or pytest.skip("make is not installed")
+    subprocess.run([make, "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("words", all_commands("python"))
+def test_every_python_command_names_a_module_and_files_that_exist(words: list[str]) -> None:
+    assert words[1] == "-m"
+    assert importlib.util.find_spec(words[2]), words[2]
+    for path in filter(PATH.fullmatch, words):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_python_commands_of_the_readme_run(tmp_path: Path) -> None:
+    for photo in (ROOT / "app" / "samples").iterdir():
+        (tmp_path / photo.stem).mkdir()
+        shutil.copy(photo, tmp_path / photo.stem)
+    lines = [words for words in commands(ROOT / "README.md") if words and words[0] == "python"]
+    assert {words[3] for words in lines} == {"inspect", "predict", "check"}
+    for words in lines:
+        command = [sys.executable, *(str(tmp_path) if word == "valid" else word for word in words[1:])]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_curl_commands_of_the_readme_give_its_answers(start_server: Callable[..., ServerProcess]) -> None:
+    curl = shutil.which("curl") or pytest.skip("curl is not installed")
+    server = start_server()
+    server.wait_for("ready after")
+    pairs = re.findall(r"```sh\n(curl .*)\n```\n\n```json\n(.*)\n```", README)
+    assert len(pairs) == README.count("\ncurl ")
+    for command, documented in pairs:
+        words = shlex.split(command.replace("http://127.0.0.1:8080", server.url))
+        answer = subprocess.run([curl, *words[1:]], cwd=ROOT, capture_output=True, check=True).stdout
+        assert_agrees(
+            json.loads(documented.replace(", ...]", ', "..."]').replace(": ...", ': "..."')),
+            json.loads(answer),
+        )
+
+
+def assert_agrees(documented: Any, answer: Any) -> None:
+    """Compare a documented answer with a real one: numbers to the printed digits, "..." with anything."""
+    if isinstance(documented, dict):
+        assert list(documented) == list(answer)
+        for name, value in documented.items():
+            assert_agrees(value, answer[name])
+    elif isinstance(documented, list):
+        assert documented[-1] == "..."
+        for value, found in zip(documented[:-1], answer, strict=False):
+            assert_agrees(value, found)
+    elif isinstance(documented, float):
+        assert answer == pytest.approx(documented, abs=0.002)
+    else:
+        assert documented in ("...", answer)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)", file.read_text(), re.M)
+            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert heading in anchors
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_in_a_page_exists(page: Path) -> None:
+    if page.name in ("CHANGELOG.md", "decisions.md"):
+        return  # they also name the past
+    for path in set(PATH.findall(re.sub(r"https?://\S+", "", page.read_text()))):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_house_lists_every_package() -> None:
@@ -63,51 +126,11 @@ def test_the_house_lists_every_package() -> None:
     assert packages <= listed
 
 
-def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 200
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_a_generated_document_is_as_its_source(path: Path) -> None:
-    assert path.read_text("utf-8") == DOCUMENTS[path](), "run: python -m tests.generate"
-
-
-def test_the_commands_in_the_readme_are_targets_and_commands() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (?:\w+=\S+ )*([\w-]+)", README, re.M):
-        assert re.search(rf"^{target}:", makefile, re.M)
-
-
-def test_the_curl_line_in_the_readme_gives_the_answer_in_the_readme(
-    start_server: Callable[..., ServerProcess],
-) -> None:
-    if not shutil.which("curl"):
-        pytest.skip("there is no curl here: its line in the README is not tried")
-    server = start_server()
-    server.wait_for("ready after")
-    line = re.search(r"^curl .*$", README, re.M)
-    assert line
-    command = shlex.split(line[0].replace("http://127.0.0.1:8080", server.url))
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    assert answer.startswith('{"result":"dress","confidence":0.')
-    documented = re.search(r'^\{"result": "dress".*$', README, re.M)
-    assert documented
-
-
 def test_the_training_of_the_demo_starts() -> None:
     command = [sys.executable, "-m", "examples.train_garments", "--help"]
     assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_the_changelog_has_the_version_of_the_code() -> None:
-    from app import __version__
-
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
     assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
-    assert f'"version": "{__version__}"' in (ROOT / "app" / "web" / "view" / "openapi.json").read_text()
-
-
-def test_every_link_between_documents_leads_somewhere() -> None:
-    for document in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\((?!http|#)([^)#]+)", document.read_text()):
-            assert (document.parent / target).exists(), (document.name, target)
