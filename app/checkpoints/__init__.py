@@ -1,1 +1,1 @@
-"""The bytes of a checkpoint become named arrays, without running a pickle."""
+"""A file's bytes to named arrays, without running a pickle."""

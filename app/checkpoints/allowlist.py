@@ -1,8 +1,8 @@
-"""Which names a pickle may hold. No name is ever looked up here, so none can do harm; but whoever loads the
-same file with torch or fastai would run what it names, and ought to be told.
+"""The names that a pickle may hold. No name is ever looked up here, so none can do harm. But loading the same
+file with torch or fastai would run the functions that it names, and the owner ought to be told.
 
-Two lists: what a file of weights needs, exactly; and what exported learners and whole models refer to, which
-is all of their notebook, so that there what acts is refused and the rest may stand.
+Two lists: the exact needs of a file of weights; and the names that exported learners and whole models refer
+to. Those may be anything in a notebook, so functions that act are refused and the rest may stand.
 """
 
 import sys
@@ -40,7 +40,7 @@ WEIGHTS: Final = frozenset(
         ("numpy", "dtype"),
         ("numpy", "ndarray"),
         ("_codecs", "encode"),
-        # what training scripts keep beside the weights, and what is as harmless
+        # harmless records that training scripts keep beside the weights
         ("argparse", "Namespace"),
         ("collections", "Counter"),
         ("datetime", "datetime"),
@@ -70,7 +70,7 @@ REMOVED_STDLIB: Final = frozenset(  # of the standard library once, or of Python
     "telnetlib urllib2".split()
 )
 
-# Third parties: these act (install, download, run), as do these parts of what every notebook imports.
+# Third parties: these act (install, download, run), as do these parts of packages in every notebook.
 UNSAFE_PACKAGES: Final = frozenset(
     "aiohttp cffi fsspec httpx huggingface_hub joblib keras paramiko pip pkg_resources pycurl requests "
     "setuptools sh tensorflow transformers urllib3".split()
@@ -89,7 +89,7 @@ UNSAFE_NAMES: Final = frozenset(
 
 
 def is_trusted(module: str, name: str) -> bool:
-    """Whether a name may stand in a pickle at all: in one of weights or in a learner or model."""
+    """Tell whether a name may stand in a pickle at all: of weights, of a learner or of a model."""
     if (module, name) in WEIGHTS or module == "__main__":  # a notebook's own functions
         return True
     root = module.partition(".")[0]

@@ -1,7 +1,7 @@
-"""The containers of checkpoints: what torch writes (the zip of torch >= 1.6, the legacy file of four pickles
-and raw storages, a plain pickle with torch files inside) and safetensors.
+"""The containers of checkpoints: torch's (the zip of torch >= 1.6, the legacy file of four pickles and raw
+storages, a plain pickle with torch files inside) and safetensors.
 
-Knows how to get the one object in a file and the numbers of its storages. Does not know what the object is.
+Reads the one object in a file and the numbers of its storages. Does not interpret the object.
 """
 
 import io
@@ -44,7 +44,7 @@ PAGE: Final = ("a web page", "use the link that downloads the file itself, not t
 REFUSED: Final = "the host refused the download: check the link in a private browser window"
 SAVE: Final = "fastai's learn.save('stage-2') writes the file to deploy"
 UNPACK: Final = "unpack it and deploy the file inside"
-# What people upload instead of a checkpoint, told by the first bytes (lower case).
+# Files that people upload instead of a checkpoint, by their first bytes (lower case).
 NON_CHECKPOINT_SIGNATURES: Final = (
     (b"version https://git-lfs", "a git-lfs pointer", "run `git lfs pull`, or link to the file itself"),
     (b"<!doctype", *PAGE),
@@ -79,8 +79,8 @@ class Container(Struct, frozen=True):
 def open_container(path: Path) -> Container:
     """Open a file. The arrays that `fetch` gives are views of the mapped file.
 
-    Raises CheckpointError where the first bytes tell of something else or the file is cut short, and whatever
-    pickletools, zipfile, struct and numpy raise where it is damaged.
+    Raises CheckpointError where the first bytes are those of another format or the file is cut short, and
+    the errors of pickletools, zipfile, struct and numpy where it is damaged.
     """
     start = check_signature(path)
     with path.open("rb") as file:
@@ -99,8 +99,8 @@ def open_container(path: Path) -> Container:
 
 
 def check_signature(path: Path) -> bytes:
-    """The first bytes of a file. Raises CheckpointError if they say that it is no checkpoint, naming what it
-    is.
+    """Return the first bytes of a file. Raises CheckpointError, naming the format, if they are not a
+    checkpoint's.
     """
     try:
         with path.open("rb") as file:
@@ -114,7 +114,7 @@ def check_signature(path: Path) -> bytes:
 
 
 def _impostor(start: bytes) -> tuple[str, str]:
-    """What a file that begins so is, and what to do about it; empty where it may be a checkpoint."""
+    """Name the format of a file with this start, and the remedy; both empty where it may be a checkpoint."""
     if is_safetensors(start) or is_onnx(start) or start.startswith(b"PK\x03\x04"):
         return "", ""
     if (
@@ -128,11 +128,11 @@ def _impostor(start: bytes) -> tuple[str, str]:
         if text.startswith(signature):
             return found, remedy
     shown = start[:16].decode("latin-1").encode("unicode_escape").decode("ascii")
-    return f"no file that torch writes (it begins with '{shown}')", SAVE_AGAIN
+    return f"not one that torch writes (it begins with '{shown}')", SAVE_AGAIN
 
 
 def is_onnx(start: bytes) -> bool:
-    """Whether a file begins as ONNX does: field 1, the version of the format, then another field of
+    """Tell whether a file begins as ONNX does: field 1, the version of the format, then another field of
     ModelProto.
     """
     return (
@@ -144,7 +144,7 @@ def is_onnx(start: bytes) -> bool:
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file begins as safetensors does: the length of a JSON header, then the header."""
+    """Tell whether a file begins as safetensors does: the length of a JSON header, then the header."""
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER
 
 
@@ -152,7 +152,7 @@ def is_safetensors(start: bytes) -> bool:
 
 
 def _read_zip(path: Path, data: mmap.mmap) -> tuple[Unpickler, Any, Fetch]:
-    """torch >= 1.6: a zip with data.pkl and one uncompressed entry a storage."""
+    """Read the zip of torch >= 1.6: data.pkl and one uncompressed entry a storage."""
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
@@ -183,8 +183,8 @@ def _read_zip(path: Path, data: mmap.mmap) -> tuple[Unpickler, Any, Fetch]:
 
 
 def _read_pickles(machine: Unpickler, data: mmap.mmap | memoryview) -> tuple[str, Any, Fetch]:
-    """A legacy file: magic, protocol, system, object and storage keys are pickles, raw storages follow. Any
-    other first pickle is a plain one, the object itself.
+    """Read a legacy file: magic, protocol, system, object and storage keys are pickles, raw storages follow.
+    Any other first pickle is the object itself.
     """
     first = machine.load()
     if first != LEGACY_MAGIC:
@@ -199,7 +199,7 @@ def _read_pickles(machine: Unpickler, data: mmap.mmap | memoryview) -> tuple[str
     position = machine.source.tell()
     for key in keys:
         if not isinstance(key, str):
-            raise ValueError("a storage key is no string")
+            raise ValueError("a storage key is not a string")
         (count,) = struct.unpack_from("<q", data, position)
         starts[key] = position + 8
         position += 8 + count * machine.storages[key].dtype.itemsize
@@ -215,7 +215,7 @@ def _read_pickles(machine: Unpickler, data: mmap.mmap | memoryview) -> tuple[str
 
 
 def _read_safetensors(data: mmap.mmap) -> tuple[dict[str, Tensor], Fetch]:
-    """github.com/huggingface/safetensors: the header's length, the header, the numbers."""
+    """Read safetensors (github.com/huggingface/safetensors): the header's length, the header, the numbers."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
@@ -268,7 +268,7 @@ def _no_storages(storage: Storage | Nested) -> Array:
 
 
 def _numbers(data: mmap.mmap | memoryview, storage: Storage, start: int) -> Array:
-    """The (count,) array of a storage that begins at byte `start`; numpy refuses to map an empty one."""
+    """Map the (count,) array of a storage that begins at byte `start`; numpy refuses to map an empty one."""
     return (
         np.frombuffer(data, storage.dtype, storage.count, start)
         if storage.count

@@ -1,8 +1,7 @@
-"""What a whole saved learner knows beside its weights: the module tree, the classes, the transforms, the
-loss.
+"""The facts in a learner that was saved whole: the module tree, the classes, the transforms, the loss.
 
 Reads the records that `unpickler` makes of `learn.export()` (fastai v1 and v2) and of `torch.save(model)`.
-What it finds it says by the names of the settings. Knows nothing of files, and runs nothing.
+Gives them by the names of the settings. Knows nothing of files, and runs nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ Numbers = Callable[[Tensor], Array]  # the array that a tensor describes
 
 MAX_MAPS: Final = 100  # of class names: a learner has one a target
 BILINEAR: Final = 2  # PIL.Image.Resampling
-# fastai's and torch's losses by what `predict` does with the outputs: the rest are no classifiers.
+# fastai's and torch's losses by the activation of `predict`; the others are not of classifiers.
 SOFTMAX: Final = frozenset(
     "CrossEntropyLossFlat CrossEntropyLoss LabelSmoothingCrossEntropyFlat LabelSmoothingCrossEntropy "
     "CrossEntropyFlat FocalLossFlat FocalLoss cross_entropy".split()
@@ -40,8 +39,8 @@ ONE: Final = (1.0, 1.0, 1.0)
 class Export(Struct, frozen=True):
     """A learner or model that was saved whole.
 
-    `writer` says by what; `module` is its network. `known` are settings that the file decides, by name.
-    `unserved` says in one phrase each what it does that is not reproduced here.
+    `writer` names the function that wrote it; `module` is its network. `known` are settings that the file
+    decides, by name. `unserved` has a phrase for each thing that is not reproduced here.
     """
 
     writer: str
@@ -51,7 +50,7 @@ class Export(Struct, frozen=True):
 
 
 def read_export(tree: Any, numbers: Numbers) -> Export | None:
-    """The export that the object of a pickle is; None for anything else, such as a state dict.
+    """Read the export in the object of a pickle; None for anything else, such as a state dict.
 
     Raises CheckpointError for v1's `data.export`, which has no weights, and for learners of texts and tables.
     """
@@ -77,7 +76,7 @@ def read_export(tree: Any, numbers: Numbers) -> Export | None:
 
 
 def _fastai2(learner: Call, module: Call, numbers: Numbers) -> Export:
-    """A v2 `Learner`: the transforms of its validation loader, the vocabulary, the loss."""
+    """Read a v2 `Learner`: the transforms of its validation loader, the vocabulary, the loss."""
     loaders = values(_attribute(learner.get("dls"), "loaders"))
     if not loaders or not isinstance(loaders[-1], Call):
         return Export("fastai v2 learn.export", module, {}, ("it has no dataloaders",))
@@ -100,16 +99,16 @@ def _fastai2(learner: Call, module: Call, numbers: Numbers) -> Export:
 
 
 def _transforms(pipeline: Any) -> list[Call]:
-    """The transforms of a Pipeline that run at validation, in order; those with split_idx 0 train only.
+    """Return the transforms of a Pipeline that run at validation, in order; those with split_idx 0 do not.
 
-    But where coordinates are transformed, split_idx says for which split it was used last: they run at both.
+    The exception are transforms of coordinates: their split_idx is that of the last use, and they run always.
     """
     found = [transform for transform in values(_attribute(pipeline, "fs")) if isinstance(transform, Call)]
     return [t for t in found if t.get("split_idx") != 0 or "coord_fs" in _state(t)]
 
 
 def _fastai2_sizes(items: list[Call], batches: list[Call], known: dict[str, Any]) -> list[str]:
-    """Which pipeline of `preprocess` the transforms are, and its sizes."""
+    """Find the pipeline that the transforms are, and its sizes."""
     unserved = [
         f"it uses {t.name}, which is not reproduced" for t in items + batches
         if t.name not in NEUTRAL and "coord_fs" not in _state(t) and "space_fs" not in _state(t)
@@ -135,7 +134,7 @@ def _fastai2_sizes(items: list[Call], batches: list[Call], known: dict[str, Any]
 
 
 def _resampling(resize: Call) -> Any:
-    """The Pillow filter of a Resize: its `mode`, from `resamples`, which fastai 2.0 does not keep."""
+    """Return the Pillow filter of a Resize: its `mode`, from `resamples`, which fastai 2.0 does not keep."""
     first = resize.get("mode", BILINEAR)
     return first.arguments[0] if isinstance(first, Call) and first.arguments else first
 
@@ -144,7 +143,7 @@ def _resampling(resize: Call) -> Any:
 
 
 def _fastai1(tree: Mapping[str, Any], module: Call, data: Mapping[str, Any], numbers: Numbers) -> Export:
-    """v1's `learn.export()` (1.0.50 basic_train.py:241): the model, and the state of the validation set."""
+    """Read v1's `learn.export()` (1.0.50 basic_train.py:241): the model, and the validation set's state."""
     known: dict[str, Any] = {"pipeline": "fastai1"}
     unserved: list[str] = []
     if names := _fastai1_classes(data.get("y_proc")):
@@ -174,7 +173,7 @@ def _fastai1(tree: Mapping[str, Any], module: Call, data: Mapping[str, Any], num
 
 
 def _fastai1_transforms(transforms: list[Any]) -> list[str]:
-    """What else than the center crop of `get_transforms()` is done at validation."""
+    """Name the transforms at validation other than the center crop of `get_transforms()`."""
     unserved = []
     for transform in transforms:
         function = _attribute(_attribute(transform, "tfm"), "func")
@@ -198,7 +197,7 @@ def _fastai1_classes(processors: Any) -> tuple[str, ...]:
 
 
 def _statistics(normalizes: list[Call], known: dict[str, Any], numbers: Numbers) -> list[str]:
-    """mean and std of the Normalize, or of none."""
+    """Read mean and std of the Normalize, or of none."""
     if not normalizes:
         known["mean"], known["std"] = NONE, ONE
         return []
@@ -212,7 +211,7 @@ def _statistics(normalizes: list[Call], known: dict[str, Any], numbers: Numbers)
 
 
 def _loss(loss: Any, known: dict[str, Any], several: bool) -> list[str]:
-    """Softmax or sigmoid. With a loss that is not known, `several` labels a photo tell."""
+    """Choose softmax or sigmoid. With a loss that is not known, `several` labels a photo tell."""
     names = {x.name for x in (loss, _attribute(loss, "func")) if isinstance(x, Call | Global)}
     if names & SIGMOID:
         known["multi_label"] = True
@@ -228,7 +227,7 @@ def _loss(loss: Any, known: dict[str, Any], several: bool) -> list[str]:
 
 
 def _all(root: Any, name: str) -> Iterator[Call]:
-    """Every object of a class that can be reached from `root`, and every mention of it: breadth first."""
+    """Find every object of a class, and every mention of it, below `root`: breadth first."""
     seen, waiting = set(), [root]
     for value in waiting:
         if isinstance(value, Call | dict | list | tuple):
@@ -257,7 +256,7 @@ def _state(call: Call) -> Any:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """Class names as text: strings as they are, numbers as Python writes them."""
+    """Return class names as text: strings as they are, numbers as Python writes them."""
     names = []
     for item in values(value):
         if isinstance(item, Call) and item.name == "scalar" and len(item.arguments) == 2:
@@ -272,7 +271,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    """(height, width) of a size: a side, or both."""
+    """Return the (height, width) of a size: a side, or both."""
     sides = [size] * 2 if isinstance(size, int) else values(size)[:2]
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise CheckpointError(f"The file says a size that is not understood; {SAVE_AGAIN}.")

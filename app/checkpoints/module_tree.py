@@ -14,13 +14,13 @@ from app.errors import CheckpointError
 
 MAX_PARTS: Final = 100_000  # modules and tensors; a densenet201 has 2,000
 MAX_NAME: Final = 1000  # characters
-# What a shipped graph does not tell from its ReLU by names and shapes, and the families that have ReLU alone.
+# Activations that names and shapes do not tell from ReLU, and the families that have ReLU alone.
 ACTIVATIONS: Final = frozenset(
     "CELU ELU GELU Hardswish HardSwish LeakyReLU Mish MishJit MishJitMe PReLU SELU SiLU Softplus Swish "
     "Tanh".split()
 )
 RECTIFIED: Final = "resnet xresnet wide_resnet resnext densenet vgg alexnet squeezenet regnet".split()
-# Of what fastai's create_head is made.
+# The layers of fastai's create_head.
 HEAD: Final = frozenset(
     "AdaptiveAvgPool2d AdaptiveConcatPool2d AdaptiveMaxPool2d BatchNorm1d Dropout Flatten Identity LinBnDrop "
     "Linear ReLU Sequential".split()
@@ -28,12 +28,12 @@ HEAD: Final = frozenset(
 
 
 def is_module(value: Any) -> bool:
-    """Whether it is the record of a torch.nn.Module."""
+    """Tell whether a value is the record of a torch.nn.Module."""
     return isinstance(value, Call) and isinstance(value.get("_modules"), dict)
 
 
 def state_dict(module: Call) -> dict[str, Tensor]:
-    """The tensors of a module tree, by the names that torch's `state_dict()` gives them.
+    """Return the tensors of a module tree, by the names that torch's `state_dict()` gives them.
 
     Raises CheckpointError for a tree that has no end, or shares its branches without measure.
     """
@@ -50,7 +50,7 @@ def state_dict(module: Call) -> dict[str, Tensor]:
 
 
 def strange_modules(module: Call, architecture: str) -> set[str]:
-    """The classes that make a module tree compute something else than its names and shapes let expect."""
+    """Return the classes of modules that compute something else than their names and shapes suggest."""
     strange: set[str] = set()
     if architecture.removeprefix("timm.").startswith(tuple(RECTIFIED)):
         strange |= {found.name for _, found in _modules(module)} & ACTIVATIONS
@@ -61,8 +61,8 @@ def strange_modules(module: Call, architecture: str) -> set[str]:
 
 
 def _modules(module: Call) -> Iterator[tuple[str, Call]]:
-    """Every module of a tree with its prefix, in the order of torch. Raises CheckpointError where there is no
-    end.
+    """Walk the modules of a tree with their prefixes, in torch's order. Raises CheckpointError where there is
+    no end.
     """
     waiting, count = [("", module)], 0
     while waiting:
@@ -83,7 +83,7 @@ def _entries(module: Call, kind: str) -> dict[str, Any]:
 
 
 def values(value: Any) -> list[Any]:
-    """What a list, a tuple, fastcore's L, a set or an array of objects holds; empty for anything else."""
+    """Return the items of a list, a tuple, fastcore's L, a set or an array of objects; else nothing."""
     match value:
         case list() | tuple():
             return list(value)
@@ -99,7 +99,7 @@ def values(value: Any) -> list[Any]:
 
 
 def array(dtype: Any, data: Any) -> list[Any]:
-    """The Python values of a pickled numpy array or scalar."""
+    """Return the Python values of a pickled numpy array or scalar."""
     if not isinstance(dtype, Call) or not isinstance(data, bytes) or not isinstance(dtype.arguments[0], str):
         raise CheckpointError(f"The file has an array in a form that is not understood; {SAVE_AGAIN}.")
     if not re.fullmatch(r"[<>|=]?([biuf][1248]|U\d{1,4})", kind := dtype.arguments[0]):

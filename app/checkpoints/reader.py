@@ -1,5 +1,4 @@
-"""Open a checkpoint safely and say what is inside: named arrays, and what an exported learner knows beside
-them.
+"""Read a checkpoint safely: its named arrays, and the facts in an exported learner.
 
 Nothing of torch is needed, and no pickle is run. Does not know architectures or settings.
 """
@@ -43,12 +42,12 @@ OTHER_FRAMEWORKS: Final = {  # whose objects people pickle and upload
 
 
 class Checkpoint(Struct, frozen=True):
-    """What a file of weights holds.
+    """The content of a file of weights.
 
     `container` is "zip", "legacy", "pickle", "safetensors" or "onnx"; the arrays of an ONNX file stay in it,
     and `arrays` is empty. Else `arrays` maps state-dict names to read-only arrays, in the file's order. They
     are views of the mapped file, of its own dtypes, except bfloat16, which is widened to float32; in a legacy
-    file they may be unaligned. `export` is what a learner or model that was saved whole knows beside them.
+    file they may be unaligned. `export` has the other facts of a learner or model that was saved whole.
     """
 
     path: Path
@@ -59,28 +58,27 @@ class Checkpoint(Struct, frozen=True):
 
     @property
     def known(self) -> Mapping[str, Any]:
-        """The settings that the file itself decides, by name."""
+        """Return the settings that the file itself decides, by name."""
         return self.export.known if self.export else {}
 
     @property
     def module(self) -> Call | None:
-        """The module tree, where the file has it."""
+        """Return the module tree, where the file has it."""
         return self.export.module if self.export else None
 
     def release(self) -> None:
-        """Give the memory that the file was read into back to the system, once all of it has been used.
+        """Give the memory of the file back to the system, after its last use.
 
-        The arrays stay what they are: what is looked at again is read from the file again.
+        The arrays stay valid: a later access reads the file again.
         """
         if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
             self.file.madvise(mmap.MADV_DONTNEED)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the weights of a state dict, of what `Learner.save` makes of one, or of a learner or model saved
-    whole.
+    """Read the weights of a state dict, of a file of `Learner.save`, or of a learner or model saved whole.
 
-    Raises CheckpointError for whatever is not such a file and UnsafeCheckpoint for one that names other code.
+    Raises CheckpointError for any other file and UnsafeCheckpoint for one that names other code.
     Memory: the pickle, and nothing of the tensors (they are mapped).
     """
     try:
@@ -93,20 +91,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path, container.kind, arrays, container.data, export)
     except CheckpointError:
         raise
-    # All that a damaged file can raise in pickletools, zipfile, json, struct and numpy; each is a fact about
-    # the file.
+    # The errors of pickletools, zipfile, json, struct and numpy on a damaged file; each is a fact about it.
     except (
         ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OverflowError, MemoryError,
         NotImplementedError, OSError, RecursionError, struct.error, zipfile.BadZipFile,
     ) as error:  # fmt: skip
         raise CheckpointError(
-            f"The file is damaged or no checkpoint ({type(error).__name__}: {str(error)[:120]}); "
+            f"The file is damaged or not a checkpoint ({type(error).__name__}: {str(error)[:120]}); "
             f"{EXPECTED}. Download it again, or save it again."
         ) from error
 
 
 def _state_dict(container: Container) -> dict[str, Tensor]:
-    """The names and tensors: the object itself, or what a training script keeps beside the optimizer."""
+    """Return the names and tensors: the object itself, or the entry that a training script keeps them in."""
     tree = container.tree
     # a learner may name all that a notebook uses, but a file of weights has no use for it
     if others := sorted(str(name) for name in container.globals if (name.module, name.name) not in WEIGHTS):
@@ -127,7 +124,7 @@ def _state_dict(container: Container) -> dict[str, Tensor]:
 
 
 def _no_weights(tree: Any, names: list[str]) -> CheckpointError:
-    """What to say of a pickle that is neither weights nor a learner, but names other things."""
+    """Make the error for a pickle that is neither weights nor a learner, but names other things."""
     root = names[0].partition(".")[0] if not isinstance(tree, Call) else str(tree.callee).partition(".")[0]
     if isinstance(tree, Call) and root in OTHER_FRAMEWORKS:
         return CheckpointError(
@@ -141,7 +138,7 @@ def _no_weights(tree: Any, names: list[str]) -> CheckpointError:
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same without what wrappers put before every name."""
+    """Return the same without the prefixes of wrappers."""
     for wrapper in WRAPPERS:
         if tensors and all(name.startswith(wrapper) for name in tensors):
             # one wrapper may stand in another, in any order
@@ -154,9 +151,7 @@ def _describe(value: Any) -> str:
 
 
 def _arrays(tensors: dict[str, Tensor], fetch: Fetch, size: int) -> Iterator[tuple[str, Array]]:
-    """The arrays by name; a file of `size` bytes may share storages, but not pretend to hold many times its
-    size.
-    """
+    """Read the arrays by name; a file of `size` bytes may share storages, but not claim many times that."""
     if len(tensors) > MAX_TENSORS:
         raise CheckpointError(f"The file holds {len(tensors):,} tensors, more than any network served here.")
     total = 0
@@ -171,7 +166,7 @@ def _arrays(tensors: dict[str, Tensor], fetch: Fetch, size: int) -> Iterator[tup
 
 
 def _array(name: str, tensor: Tensor, fetch: Fetch) -> Array:
-    """The array that a tensor describes; bfloat16 as float32, of which it is the upper half of the bits."""
+    """Read the array of a tensor; bfloat16 as float32, of which it is the upper half of the bits."""
     values = _strided(name, tensor, fetch(tensor.storage))
     if values.dtype != BFLOAT16:
         return values
@@ -179,9 +174,7 @@ def _array(name: str, tensor: Tensor, fetch: Fetch) -> Array:
 
 
 def _strided(name: str, tensor: Tensor, values: Array) -> Array:
-    """The view of a storage (numbers in a row) that offset, sizes and strides (in elements) describe,
-    checked.
-    """
+    """Return the view of a storage (numbers in a row) with checked offset, sizes and strides, in elements."""
     last = tensor.offset + sum(
         (size - 1) * stride for size, stride in zip(tensor.size, tensor.stride, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Walk a pickle without running it: a machine over `pickletools.genops` that calls nothing.
+"""A pickle machine over `pickletools.genops` that calls nothing.
 
 A global stays a name, a call becomes a record of the call; only the few calls that rebuild a tensor are
 understood, and they become descriptions of tensors. Knows nothing of files and containers.
@@ -36,7 +36,7 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 
 
 class Storage(Struct, frozen=True):
-    """A persistent id: where the numbers of one or more tensors are."""
+    """A persistent id: the place of the numbers of one or more tensors."""
 
     key: str
     dtype: np.dtype[Any]
@@ -60,7 +60,7 @@ class Global(Struct, frozen=True):
 
 
 class Tensor(Struct, frozen=True):
-    """A tensor not yet read: which part of which storage; `size` and `stride` in elements."""
+    """A tensor not yet read: a part of a storage; `size` and `stride` in elements."""
 
     storage: Storage | Nested
     offset: int
@@ -70,11 +70,10 @@ class Tensor(Struct, frozen=True):
 
 @dataclass(eq=False, repr=False)
 class Call:
-    """A call that the pickle asks for and that is not made: an object, as far as it can be known.
+    """A call in the pickle that is not made: the record of an object.
 
-    `callee` is the class or function, or the Call that would have returned it. `state` holds its attributes
-    by name, or whatever else its class would have taken as its state; `items` what would have been appended
-    to it.
+    `callee` is the class or function, or the Call that would have returned it. `state` holds the attributes
+    by name, or any other state for its class; `items` the values that would have been appended.
     """
 
     callee: "Global | Call"
@@ -84,16 +83,16 @@ class Call:
 
     @property
     def name(self) -> str:
-        """Of the class or function, without its module; empty where that is itself the result of a call."""
+        """Return the name of the class or function, without its module; empty if a call would make it."""
         return self.callee.name if isinstance(self.callee, Global) else ""
 
     def get(self, attribute: str, default: Any = None) -> Any:
-        """One of its attributes."""
+        """Return one of its attributes."""
         return self.state.get(attribute, default) if isinstance(self.state, dict) else default
 
 
 class _Mark:
-    """Where a tuple, list or dict begins on the stack."""
+    """The start of a tuple, list or dict on the stack."""
 
 
 @dataclass
@@ -147,7 +146,7 @@ class Unpickler:
             raise ValueError(f"opcode {name} has no place in a file of weights")
 
     def to_mark(self) -> list[Any]:
-        """Take what was pushed since the last mark, and the mark."""
+        """Take the values above the last mark, and the mark."""
         items: list[Any] = []
         while not isinstance(value := self.stack.pop(), _Mark):
             items.append(value)
@@ -221,20 +220,20 @@ class Unpickler:
                 call.items.extend(items)
 
     def update(self, items: list[Any]) -> None:
-        """Set the keys of the dict below. A key that is no string cannot name anything of use: left out."""
+        """Set the keys of the dict below. A key other than a string names nothing of use: left out."""
         if isinstance(self.stack[-1], dict):
             pairs = zip(items[::2], items[1::2], strict=True)
             self.stack[-1].update((key, value) for key, value in pairs if isinstance(key, str))
 
     def dict(self) -> None:
-        """Protocol 0's way to write a dict."""
+        """Make a dict as protocol 0 writes it."""
         items = self.to_mark()
         self.stack.append({})
         self.update(items)
 
 
 def _rebuild(callee: Any, arguments: Any) -> Any:
-    """What a call would return, for the calls that make a state dict; a record of the call for all others."""
+    """Return the value of a call that makes a state dict; a record of any other call."""
     if not isinstance(callee, Global | Call):
         raise TypeError(f"a {type(callee).__name__} is called")
     if isinstance(callee, Global) and callee.module in TENSOR_MODULES:
@@ -245,7 +244,7 @@ def _rebuild(callee: Any, arguments: Any) -> Any:
 
 
 def _rebuild_tensor(function: str, arguments: Any) -> Any:
-    """torch's own functions for tensors; None for all others."""
+    """Return the tensor of a call of torch's own functions; None for any other call."""
     match function, arguments:
         case "_rebuild_tensor" | "_rebuild_tensor_v2", (
             Storage() | Nested() as storage,
@@ -265,7 +264,7 @@ def _rebuild_tensor(function: str, arguments: Any) -> Any:
 
 
 def _rebuild_plain(callee: Any, arguments: Any) -> Any:
-    """Dicts, bytes and objects, which a state dict and old protocols write as calls; None for all others."""
+    """Return a dict, bytes or object that old protocols write as a call; None for any other call."""
     match callee, arguments:
         case Global("torch.storage", "_load_from_bytes"), (bytes() as data,):
             return Nested(data)
@@ -292,7 +291,7 @@ def _integers(values: Any) -> tuple[int, ...]:
     return tuple(_as(int, value) for value in values)
 
 
-# What each opcode does; `pickletools` documents them. An opcode that is not here is refused.
+# The opcodes by their effect; `pickletools` documents them. Any other opcode is refused.
 _VALUES: Final = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
     "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()

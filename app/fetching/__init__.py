@@ -1,1 +1,1 @@
-"""What comes from the network: checkpoints and images."""
+"""Downloads: checkpoints and images."""

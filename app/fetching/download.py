@@ -1,6 +1,6 @@
 """Get a file: from a link, once, whole or not at all; or from a path on this machine.
 
-Knows nothing of checkpoints: `verify` says whether what arrived is to be kept.
+Knows nothing of checkpoints: `verify` decides whether the file is kept.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ Content = TypeVar("Content")
 
 
 class Fetched(Struct, Generic[Content], frozen=True):
-    """A file that is here and passed: where, and what `verify` made of it."""
+    """A file on this machine that passed its checks, and its content as `verify` read it."""
 
     path: Path
     content: Content
@@ -49,14 +49,12 @@ class Fetched(Struct, Generic[Content], frozen=True):
 
     @property
     def sha256(self) -> str:
-        """In hexadecimal. Waits until it is known: it takes as long as all other reading. Raises
-        DownloadError.
-        """
+        """Wait for the hexadecimal digest, which takes as long as all other reading. Raises DownloadError."""
         return self.digest.result()
 
 
 def cache_path(url: str, folder: Path) -> Path:
-    """Where the file behind a link is kept: nothing of the link becomes part of the path but its hash."""
+    """Return the path of the file behind a link: only the hash of the link is part of it."""
     return folder / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.download"
 
 
@@ -69,12 +67,14 @@ async def fetch(
     progress: "Progress",
     limits: "Limits | None" = None,
 ) -> Fetched[Content]:
-    """The file at `location`, a link or a path, and what `verify` makes of it; what a link gives is kept in
-    `folder`, or in a folder for temporary files where that cannot be written, and not downloaded twice.
+    """Get the file at `location`, a link or a path, and read it with `verify`.
+
+    A download is kept in `folder`, or in a folder for temporary files where that cannot be written, and is
+    not repeated.
 
     A download goes to a temporary file of this process, is checked (size, `sha256`, `verify`) and only then
-    takes its final name: a reader never meets a half file. Raises DownloadError, ChecksumMismatch, and
-    whatever `verify` raises.
+    takes its final name: no reader ever finds half a file. Raises DownloadError, ChecksumMismatch, and the
+    errors of `verify`.
     """
     if not is_url(location):
         return await asyncio.to_thread(_check, _existing(location), sha256, f"at {location}", verify)
@@ -86,7 +86,7 @@ async def fetch(
     for place in places:
         try:
             return await _fetch_into(cache_path(location, place()), url, check, progress, limits)
-        except OSError as error:  # of the disk: those of the network are DownloadErrors by then
+        except OSError as error:  # of the disk: errors of the network are DownloadErrors by then
             refusals.append(error.strerror or str(error))
             logger.warning("the download cannot be kept where it should be: %s", refusals[-1])
     raise DownloadError(
@@ -98,9 +98,9 @@ async def fetch(
 def _existing(location: str) -> Path:
     path = Path(location)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        found = "is a folder" if path.is_dir() else "does not exist"
         raise DownloadError(
-            f"{path} {what}; the path of a file was expected, or a link that begins with https://."
+            f"{path} {found}; the path of a file was expected, or a link that begins with https://."
         )
     return path
 
@@ -112,15 +112,16 @@ async def _fetch_into(
     progress: "Progress",
     limits: "Limits | None",
 ) -> Fetched[Content]:
-    """What is kept at `path` if it passes, else what `url` gives, kept there. Raises OSError where the disk
-    cannot take it.
+    """Check the kept file at `path`; download it from `url` if there is none or it fails.
+
+    Raises OSError where the disk cannot take it.
     """
     if os.access(path, os.R_OK):
         try:
             return await asyncio.to_thread(check, path)
         except StartupError as error:
             logger.warning("the kept file is not used but downloaded again: %s", error)
-    # aiohttp is a fifth of the start: who has the file already needs none
+    # aiohttp is a fifth of the start: a kept file does without
     from app.fetching.transfer import LIMITS, transfer
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,14 +131,15 @@ async def _fetch_into(
         await transfer(url, temporary, progress, limits or LIMITS)
         await asyncio.to_thread(lambda: check(temporary).sha256)  # all is read: Windows renames no open file
         os.replace(temporary, path)
-        return await asyncio.to_thread(check, path)  # read anew: Windows renames no file that is mapped
+        return await asyncio.to_thread(check, path)  # read again: Windows renames no file that is mapped
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def temporary_folder() -> Path:
-    """A folder among the temporary files that only this user can write, so that nobody else lays a file there
-    for us to find. Raises OSError.
+    """Make a folder for temporary files that only this user can write: no other user can plant a file.
+
+    Raises OSError.
     """
     user = (
         os.getuid() if hasattr(os, "getuid") else 0
@@ -152,21 +154,21 @@ def temporary_folder() -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed downloads left."""
+    """Remove the parts of killed downloads."""
     for path in folder.glob("*.download.*.part"):
         with contextlib.suppress(FileNotFoundError):  # another process sweeps too
             if time.time() - path.stat().st_mtime > LEFTOVER:
                 path.unlink()
-                logger.info("removed what a killed download left: %s", path.name)
+                logger.info("removed the part of a killed download: %s", path.name)
 
 
 def _announce(location: str, url: str) -> None:
-    """Say what is odd about a link; of the link itself no more than its host, as the rest may be secret."""
+    """Log the peculiarities of a link; only its host is shown, as the rest may be secret."""
     if url != location:
         logger.info("a share link: the file itself is at %s", host(url))
     if url.lower().startswith("http:") and not _is_this_machine(urlsplit(url).hostname or ""):
         logger.warning(
-            "%s is asked over http, where anybody on the way can change the file: use https, or set a sha256",
+            "%s is asked over http, where the file can be changed on the way: use https, or set model_sha256",
             host(url),
         )
 
@@ -179,11 +181,11 @@ def _is_this_machine(name: str) -> bool:
 
 
 def _check(path: Path, expected: str, where: str, verify: Callable[[Path], Content]) -> Fetched[Content]:
-    """The file, if its sha256 is the `expected` one. Raises DownloadError and what `verify` raises."""
+    """Read the file if its sha256 is `expected`. Raises DownloadError and the errors of `verify`."""
     beside, passed = ThreadPoolExecutor(1), False
     try:
         digest = beside.submit(_digest, path)
-        if expected:  # what may be another file is not read before that is known
+        if expected:  # another file would not even be read
             _check_sum(digest.result(), expected, where)
         content = verify(path)
         passed = True
@@ -191,11 +193,11 @@ def _check(path: Path, expected: str, where: str, verify: Callable[[Path], Conte
     except OSError as error:
         raise _unreadable(path, error) from error
     finally:
-        beside.shutdown(wait=not passed)  # what is to be removed must not be open: Windows would refuse
+        beside.shutdown(wait=not passed)  # a file that is removed must be closed, on Windows
 
 
 def _digest(path: Path) -> str:
-    """The sha256. Read in large pieces: between two of them Python's lock may have to be waited for."""
+    """Compute the sha256. The pieces are large: between two of them the GIL may be busy."""
     digest, piece = hashlib.sha256(), memoryview(bytearray(PIECE))
     try:
         with path.open("rb", buffering=0) as file:
@@ -213,6 +215,6 @@ def _unreadable(path: Path, error: OSError) -> DownloadError:
 def _check_sum(found: str, expected: str, where: str) -> None:
     if found != expected:
         raise ChecksumMismatch(
-            f"The file {where} has the sha256 {found}, but model_sha256 is {expected}: it is not the "
-            "file that was meant. Correct the link, or the setting."
+            f"The file {where} has the sha256 {found}, but model_sha256 is {expected}: it is "
+            "another file. Correct the link, or the setting."
         )

@@ -1,5 +1,4 @@
-"""An image from the web, by its link: fetched by this server for whoever asks, and so only from where anybody
-could fetch it.
+"""An image from the web, by its link: fetched on behalf of any client, and so only from public addresses.
 
 The guard stands where a connection is made, and looks at the address that is connected to: after every
 redirect, for every answer of the DNS. What comes before, the rules for links, only makes the refusals plain.
@@ -16,7 +15,7 @@ import aiohttp
 
 from app.errors import BadImage, FetchFailed, FetchTimeout, UnsupportedMedia, UrlRefused
 
-TOTAL: Final = 10.0  # seconds for all of it: who waits for an answer has gone by then
+TOTAL: Final = 10.0  # seconds for all of it: clients have left by then
 MAX_REDIRECTS: Final = 10  # as browsers and curl's users are used to
 MAX_URL: Final = 2_000  # characters; no browser's limit is lower
 CHUNK: Final = 64 * 1024
@@ -24,9 +23,9 @@ AGENT: Final = "fastai-now"  # in Via: a server that meets it in a request is be
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
-# What is not for the public, or not one host's own. Sources: the IANA special-purpose address registries of
+# Networks that are not public, or not one host's own. Sources: the IANA special-purpose registries of
 # IPv4 and IPv6 (all rows, whether "globally reachable" or not), RFC 5771 and 1112 (multicast, reserved), RFC
-# 4291 (2000::/3 is all of IPv6 that is global unicast), and what clouds say of their metadata services.
+# 4291 (2000::/3 is all of IPv6 that is global unicast), and the clouds on their metadata services.
 # Python's is_private knows no carrier-grade NAT; its is_global lets NAT64, 6to4, IPv4-compatible addresses
 # and 168.63.129.16 pass.
 BLOCKED: Final[Networks] = tuple(
@@ -77,13 +76,13 @@ NUMBER: Final = re.compile(r"0x[0-9a-f]*|[0-9]+")  # a last label that makes a h
 
 
 class Guard(NamedTuple):
-    """From where an image may come: not from these networks, and from these ports alone."""
+    """The rule for hosts of images: none in these networks, and these ports alone."""
 
     blocked: Networks = BLOCKED
     ports: tuple[int, ...] = (80, 443)
 
     def check_link(self, url: str) -> str:
-        """The link, if it is one whose host every reader would read alike. Raises UrlRefused."""
+        """Return the link if every parser finds the same host in it. Raises UrlRefused."""
         parts = LINK.fullmatch(url)
         if len(url) > MAX_URL or not parts or "\\" in url or "#" in url:
             raise refused()
@@ -98,7 +97,7 @@ class Guard(NamedTuple):
         return url
 
     def open_socket(self, target: tuple[Any, ...]) -> socket.socket:
-        """The socket for an entry of `getaddrinfo`, which is about to be connected. Raises UrlRefused."""
+        """Open the socket for an entry of `getaddrinfo` before it is connected. Raises UrlRefused."""
         family, kind, protocol, _, address = target
         if is_blocked(address[0], self.blocked) or address[1] not in self.ports:
             raise refused()
@@ -109,14 +108,14 @@ PUBLIC: Final = Guard()
 
 
 def is_blocked(address: str, blocked: Networks = BLOCKED) -> bool:
-    """Whether an address is within one of the networks, or an IPv4 address in the disguise of ISATAP."""
+    """Tell whether an address is within one of the networks, or hides an IPv4 address as ISATAP does."""
     number = _address(address)
     hidden = number.version == 6 and (int(number) >> 32) & 0xFFFFFFFF in ISATAP
     return hidden or any(number in network for network in blocked)
 
 
 def refused() -> UrlRefused:
-    """The one refusal, whatever the reason: who asks learns nothing of the network behind this server."""
+    """Make the one refusal: it tells nothing about the network behind this server."""
     return UrlRefused(
         "No image is fetched from this link; a public address that begins with http:// or https:// was "
         "expected. Download the image and upload it instead."
@@ -124,7 +123,7 @@ def refused() -> UrlRefused:
 
 
 async def fetch_image(url: str, limit: int, guard: Guard = PUBLIC) -> bytes:
-    """What a link leads to, up to `limit` bytes; what it is, its decoder will say.
+    """Fetch the file behind a link, up to `limit` bytes. The decoder will tell what it is.
 
     Raises UrlRefused, FetchFailed, FetchTimeout, UnsupportedMedia for a web page, and BadImage for more than
     `limit` bytes.
@@ -178,7 +177,7 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address that is written out in full. Raises UrlRefused for anything else."""
+    """Parse an address that is written out in full. Raises UrlRefused for anything else."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:

@@ -16,17 +16,17 @@ PUBLIC: Final = "share it with everybody who has the link; it must download in a
 
 
 def is_url(location: str) -> bool:
-    """Whether it is a link; everything else is a path."""
+    """Tell whether a location is a link; everything else is a path."""
     return location.lower().startswith(("http://", "https://"))
 
 
 def host(url: str) -> str:
-    """The host of a link and its port: all that messages say of it, since the rest may be secret."""
+    """Return the host of a link and its port: the only part for messages, since the rest may be secret."""
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def direct(url: str) -> str:
-    """The link that downloads the file which `url` shares. Raises DownloadError for the link of a folder."""
+    """Return the link that downloads the file which `url` shares. Raises DownloadError for a folder's."""
     try:
         parts = urlsplit(url)
         named = bool(parts.hostname)
@@ -34,7 +34,7 @@ def direct(url: str) -> str:
         named = False
     if not named:
         shown = url.partition("?")[0].rpartition("@")[2][:100]
-        raise DownloadError(f"{shown} is no valid link; one like https://host/stage-2.pth was expected.")
+        raise DownloadError(f"{shown} is not a valid link; one like https://host/stage-2.pth was expected.")
     for hosts, provider, folder, rewrite in PROVIDERS:
         if re.fullmatch(hosts, parts.netloc.lower()):
             if re.match(folder, parts.path):
@@ -50,7 +50,7 @@ def direct(url: str) -> str:
 
 
 def _with(parts: SplitResult, **parameters: str) -> str:
-    """The same link over https, with parameters set."""
+    """Return the same link over https, with parameters set."""
     kept = [(name, value) for name, value in parse_qsl(parts.query, True) if name not in parameters]
     query = urlencode(kept + list(parameters.items()))
     return parts._replace(scheme="https", query=query, fragment="").geturl()
@@ -103,7 +103,7 @@ def _sharepoint(parts: SplitResult) -> str:
 
 
 def _part(pattern: str, replacement: str) -> Callable[[SplitResult], str]:
-    """Replace a part of the path: what shows a file by what downloads it."""
+    """Replace a part of the path: the page of a file becomes its download."""
 
     def rewrite(parts: SplitResult) -> str:
         path, found = re.subn(pattern, replacement, parts.path, count=1)
@@ -133,7 +133,7 @@ PROVIDERS: Final = (  # hosts, the provider's name, the paths of its folders, ho
 
 DRIVE_HOSTS: Final = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 SIGN_IN_HOSTS: Final = r"accounts\.google\.com|login\..*"
-NAMED_PAGES: Final = (  # in the title, what it means, what to do about it
+NAMED_PAGES: Final = (  # a pattern for the title, its meaning, the remedy
     (r"quota exceeded", "too many people downloaded the file lately", "wait a day, or keep it elsewhere"),
     (r"sign.?in|log.?in", "it asks to sign in", PUBLIC),
     (r"not found|404|deleted|no longer", "the file is not there", "copy the link again"),
@@ -168,13 +168,14 @@ class _Page(HTMLParser):
 
 
 def is_page(content_type: str, start: bytes) -> bool:
-    """Whether an answer of this type that begins so is a web page."""
+    """Tell whether an answer of this type with this start is a web page."""
     return "html" in content_type.lower() and start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<")
 
 
 def behind_page(url: str, text: str) -> str:
-    """The link behind the form of the page at `url` with which Google Drive says that a file is too large to
-    be scanned for viruses. Raises DownloadError for any other page, by its name.
+    """Return the link in the form of Google Drive's page for files too large for a virus scan.
+
+    Raises DownloadError for any other page, by its name.
     """
     page = _Page(text)
     for action, fields in page.forms:
@@ -182,7 +183,7 @@ def behind_page(url: str, text: str) -> str:
         if host(url) in DRIVE_HOSTS and target.netloc in DRIVE_HOSTS and {"id", "confirm"} <= fields.keys():
             return _with(target._replace(scheme="https"), **fields)
     title = " ".join(page.title.split())[:100]
-    known = "sign in" if re.fullmatch(SIGN_IN_HOSTS, host(url)) else title  # in whatever language
+    known = "sign in" if re.fullmatch(SIGN_IN_HOSTS, host(url)) else title  # in any language
     meaning, remedy = next(
         (rest for pattern, *rest in NAMED_PAGES if re.search(pattern, known, re.IGNORECASE)), ANY_PAGE
     )

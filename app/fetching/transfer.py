@@ -1,6 +1,6 @@
-"""One file over HTTP, to its end: redirects, retries that go on where it broke off, deadlines.
+"""One file over HTTP, to its end: redirects, retries that resume, deadlines.
 
-Knows nothing of what the file is, where it is kept and under which name.
+Knows neither the kind of the file, nor its place and name on this machine.
 """
 
 import asyncio
@@ -36,11 +36,11 @@ Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all if kn
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When a transfer is given up; seconds and bytes."""
+    """The bounds of a transfer; seconds and bytes."""
 
     tries: int = 5
     delay: float = 1.0  # before the second try, and twice as long before each further one
-    longest_wait: float = 120.0  # though Retry-After ask for more: somebody waits for the server
+    longest_wait: float = 120.0  # even if Retry-After asks for more: somebody waits for the server
     stall: float = 30.0  # without a byte
     total: float = 1800.0  # for the whole file and all tries: 100 MB at 60 kB/s
     size: int = 2_000_000_000  # above any image classifier's checkpoint
@@ -51,24 +51,24 @@ LIMITS: Final = Limits()
 
 @dataclass
 class PartialDownload:
-    """What has arrived of a file, and how to ask for the rest of the same one."""
+    """The part of a file that has arrived, and the request for the rest of the same file."""
 
     file: BinaryIO
     progress: Progress
     limits: Limits
     received: int = 0
     total: int | None = None
-    validator: str = ""  # an ETag or a date for If-Range; without one the next try begins anew
+    validator: str = ""  # an ETag or a date for If-Range; without one the next try starts over
 
     def headers(self) -> dict[str, str]:
-        """What to ask with: for the whole file, or for the rest of it."""
+        """Return the headers that ask for the whole file, or for the rest of it."""
         asked = {"Accept-Encoding": "identity", "Accept-Language": "en"}  # the titles of pages are read
         if self.received and self.validator:
             asked |= {"Range": f"bytes={self.received}-", "If-Range": self.validator}
         return asked
 
     def begin(self, response: aiohttp.ClientResponse) -> None:
-        """Expect the whole file, and forget what came before. Raises DownloadError, and OSError."""
+        """Expect the whole file, and drop the bytes so far. Raises DownloadError, and OSError."""
         self.file.seek(0)
         self.file.truncate()
         self.received = 0
@@ -76,17 +76,17 @@ class PartialDownload:
         self._expect(response.content_length)
 
     def resume(self, response: aiohttp.ClientResponse) -> None:
-        """Expect the rest. Raises DownloadInterrupted, so as to begin anew, where the answer is none."""
+        """Expect the rest. Raises DownloadInterrupted, to start over, where the answer is another file."""
         place = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         begins = place is not None and int(place[1]) == self.received
         size = int(place[2]) if place and place[2] != "*" else self.total
         if not begins or self.total not in (None, size) or _validator(response) not in ("", self.validator):
             self.validator = ""
-            raise DownloadInterrupted(f"{host(str(response.url))} went on with another file")
+            raise DownloadInterrupted(f"{host(str(response.url))} resumed with another file")
         self._expect(size)
 
     def _expect(self, total: int | None) -> None:
-        """Refuse now rather than after an hour: what is too large, and what the disk has no room for."""
+        """Refuse a file that is too large, or larger than the free disk, before its bytes arrive."""
         self.total = total
         if total is not None:
             self._check_size(total)
@@ -95,7 +95,7 @@ class PartialDownload:
                 raise OSError(errno.ENOSPC, f"{free:,} bytes are free, the file has {total:,}")
 
     async def add(self, chunk: bytes) -> None:
-        """Write what arrived. Raises DownloadError if it is too much, and OSError."""
+        """Write the bytes that arrived. Raises DownloadError if they are too many, and OSError."""
         self._check_size(self.received + len(chunk))
         await asyncio.to_thread(self.file.write, chunk)
         self.received += len(chunk)
@@ -108,13 +108,13 @@ class PartialDownload:
             )
 
     def write_out(self) -> None:
-        """Make sure that it is on the disk, before it gets its name. Raises OSError."""
+        """Flush the file to the disk, before it gets its name. Raises OSError."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
 
 async def transfer(url: str, path: Path, progress: Progress, limits: Limits = LIMITS) -> None:
-    """Write what `url` gives to `path`, where nothing is yet.
+    """Download `url` to `path`, where nothing is yet.
 
     Raises DownloadError, which names the host and no more of the link, and OSError where the disk refuses.
     """
@@ -149,12 +149,12 @@ async def _retry(session: aiohttp.ClientSession, url: str, part: PartialDownload
             backoff = limits.delay * 2 ** (number - 1) * secrets.SystemRandom().uniform(0.5, 1)
             wait = max(backoff, min(error.retry_after, limits.longest_wait))
             logger.warning("%s; try %d of %d in %.0f s", error, number + 1, limits.tries, wait)
-        os.utime(part.file.name)  # alive: whoever sweeps leftovers goes by the last change
+        os.utime(part.file.name)  # alive: leftovers are swept by their last change
         await asyncio.sleep(wait)
 
 
 async def _try(session: aiohttp.ClientSession, url: str, part: PartialDownload) -> None:
-    """One try. aiohttp's errors become DownloadInterrupted or, where another try would not help,
+    """Try once. aiohttp's errors become DownloadInterrupted or, where another try would not help,
     DownloadError; an OSError that is left is the disk's.
     """
     at = host(url)
@@ -169,7 +169,7 @@ async def _try(session: aiohttp.ClientSession, url: str, part: PartialDownload) 
         raise DownloadInterrupted(
             f"{at} could not be read{so_far} ({type(error).__name__}: {str(error)[:200]})"
         ) from error
-    except (aiohttp.ClientError, UnicodeError) as error:  # what is no HTTP, and names that cannot be encoded
+    except (aiohttp.ClientError, UnicodeError) as error:  # not HTTP, and names that cannot be encoded
         raise DownloadError(f"{at} could not be read ({type(error).__name__}).") from error
 
 
@@ -192,7 +192,7 @@ async def _receive(
 async def _follow(
     session: aiohttp.ClientSession, url: str, headers: dict[str, str]
 ) -> aiohttp.ClientResponse:
-    """The answer behind all redirects; one from https to http is refused before it is followed."""
+    """Follow all redirects; one from https to http is refused before it is followed."""
     for _ in range(MAX_REDIRECTS + 1):
         response = await session.get(url, headers=headers, allow_redirects=False)
         location = response.headers.get("Location")
@@ -211,7 +211,7 @@ async def _follow(
 
 
 def _check_answer(response: aiohttp.ClientResponse, part: PartialDownload) -> None:
-    """Whether the answer is the file, or the rest that was asked for. Raises DownloadError."""
+    """Check that the answer is the file, or the requested rest of it. Raises DownloadError."""
     at, status = host(str(response.url)), response.status
     if status in RETRYABLE:
         raise DownloadInterrupted(f"{at} answered {status} {response.reason}", _retry_after(response))
@@ -225,7 +225,7 @@ def _check_answer(response: aiohttp.ClientResponse, part: PartialDownload) -> No
             "private browser window: it must download without signing in."
         )
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise DownloadError(f"{at} sends the file compressed, though asked not to; use another host.")
+        raise DownloadError(f"{at} sends the file compressed against the request; use another host.")
 
 
 async def _write_body(response: aiohttp.ClientResponse, start: bytes, part: PartialDownload) -> None:
@@ -244,7 +244,7 @@ async def _write_body(response: aiohttp.ClientResponse, start: bytes, part: Part
 
 
 async def _upto(response: aiohttp.ClientResponse, size: int) -> bytes:
-    """The next `size` bytes of the body, fewer at its end."""
+    """Read the next `size` bytes of the body, fewer at its end."""
     data = b""
     while len(data) < size and (more := await response.content.read(size - len(data))):
         data += more
@@ -252,8 +252,9 @@ async def _upto(response: aiohttp.ClientResponse, size: int) -> bytes:
 
 
 def _validator(response: aiohttp.ClientResponse) -> str:
-    """What If-Range may carry: a strong ETag, or a date that is old enough to be strong (RFC 9110, 8.8.2.2
-    and 13.1.5); else nothing.
+    """Return the validator for If-Range: a strong ETag, or a date old enough to be strong; else nothing.
+
+    RFC 9110, 8.8.2.2 and 13.1.5.
     """
     tag = response.headers.get("ETag", "")
     if tag:
@@ -264,7 +265,7 @@ def _validator(response: aiohttp.ClientResponse) -> str:
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float:
-    """The seconds after which the host wants to be asked again; 0 if it does not say."""
+    """Return the seconds that the host asks to wait; 0 if it does not tell."""
     text = response.headers.get("Retry-After", "")
     if text.isdecimal():
         return float(text)
@@ -272,8 +273,8 @@ def _retry_after(response: aiohttp.ClientResponse) -> float:
 
 
 def _seconds_between(first: str, second: str) -> float | None:
-    """The seconds between two dates of HTTP headers; None where one is no date."""
+    """Return the seconds between two dates of HTTP headers; None where one is invalid."""
     try:
         return (parsedate_to_datetime(second) - parsedate_to_datetime(first)).total_seconds()
-    except (TypeError, ValueError):  # no date; or one date with a time zone, one without
+    except (TypeError, ValueError):  # an invalid date; or one date with a time zone, one without
         return None

@@ -161,8 +161,8 @@ def test_a_kept_file_that_is_damaged_is_downloaded_again(tmp_path: Path) -> None
     [
         ("/nowhere/stage-2.pth", "does not exist"),
         (str(V1_CHECKPOINT.parent), "is a folder"),
-        ("http://", "no valid link"),
-        ("https://[bad/x.pth", "no valid link"),
+        ("http://", "not a valid link"),
+        ("https://[bad/x.pth", "not a valid link"),
     ],
 )
 def test_a_place_without_a_file_is_named(tmp_path: Path, location: str, message: str) -> None:

@@ -108,7 +108,7 @@ def test_the_link_of_a_folder_is_refused_by_name(link: str, provider: str) -> No
 
 @pytest.mark.parametrize("link", ["https://", "https://[bad/x.pth?key=secret", "http:///x.pth"])
 def test_what_is_no_link_is_named_without_its_secrets(link: str) -> None:
-    with pytest.raises(DownloadError, match=r"is no valid link; one like https://host") as caught:
+    with pytest.raises(DownloadError, match=r"is not a valid link; one like https://host") as caught:
         direct(link)
     assert "secret" not in str(caught.value)
 
