@@ -49,7 +49,7 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
         async def open_service() -> None:
             await service.open()
             if service.card:
-                pages.classes = service.card.classes
+                pages.opened(service.card)
 
         opening = asyncio.create_task(open_service())
         yield {"service": service, "pages": pages}

@@ -16,6 +16,7 @@ import msgspec
 from PIL import Image, ImageOps
 
 from app.errors import SettingsError
+from app.photos.decode import MAX_PIXELS, MAX_SIDE
 from app.serving.predictor import ModelCard, Prediction, Score
 from app.settings import DEMO, Settings
 from app.web.colors import GROUNDS, color_rules
@@ -40,6 +41,7 @@ class Pages:
         """Read templates, texts and samples. Raises SettingsError where there are no such samples."""
         self._settings = settings
         self.classes = settings.classes
+        self._exactly = True  # until it is known what is served
         texts = json.loads((VIEW / "texts.json").read_text("utf-8"))
         self._words: dict[str, str] = texts["page"] | texts["both"]
         self._script_words: dict[str, Any] = texts["script"] | texts["both"]
@@ -48,12 +50,20 @@ class Pages:
         self.stylesheet = color_rules(settings.color) + (VIEW / "static" / "style.css").read_text("utf-8")
         self._sample_row = self._samples_html()
 
+    def opened(self, card: ModelCard) -> None:
+        """Take from the card what the settings do not say: the classes, and how photos must be sent."""
+        self.classes = card.classes
+        # both are judged by differences that a photo of another size already makes
+        self._exactly = card.proof is not None or card.preprocess.pipeline == "fastai1"
+
     def index(self, phase: str) -> str:
         """The page, while opening the model is in this phase."""
         data = {
             "phase": phase,
             "maxBytes": self._settings.max_upload_mb * 1_000_000,
-            "turns": self._settings.exif == "turn",
+            "maxPixels": MAX_PIXELS,
+            "maxSide": MAX_SIDE,
+            "scaling": self._scaling(),
             "texts": self._script_words,
         }
         script = json.dumps(data, ensure_ascii=False).replace(
@@ -66,6 +76,12 @@ class Pages:
             preview_tags=self._preview_tags(),
             samples=self._sample_row,
         )
+
+    def _scaling(self) -> str:
+        """Which photos the browser makes smaller: "large" ones, those "over" a limit, or "never" any."""
+        if self._settings.exif == "ignore":
+            return "never"  # a browser turns what it scales
+        return "over" if self._exactly else "large"
 
     def answer(self, prediction: Prediction) -> str:
         """The answer to a form that was sent without JavaScript."""

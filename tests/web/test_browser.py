@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tests.browser import (
     CHROMIUM,
@@ -405,6 +406,35 @@ def test_a_hundred_classes_are_shown_when_asked_for(
 # --- less to upload ----------------------------------------------------------------------------------------
 
 
+def display_p3() -> bytes:
+    """The ICC profile that iPhones write: sRGB's with the primaries of Display P3, adapted to D50."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    primaries = {
+        b"rXYZ": (0.51512, 0.24120, -0.00105),
+        b"gXYZ": (0.29198, 0.69225, 0.04189),
+        b"bXYZ": (0.15710, 0.06657, 0.78407),
+    }
+    for entry in range(132, 132 + 12 * int.from_bytes(profile[128:132]), 12):
+        tag, offset, _ = struct.unpack(">4sII", profile[entry : entry + 12])
+        if tag in primaries:
+            numbers = (round(value * 65536) for value in primaries[tag])
+            profile[offset + 8 : offset + 20] = struct.pack(">3i", *numbers)
+    return bytes(profile)
+
+
+def photo(image: Image.Image, kind: str = "JPEG", **options: Any) -> dict[str, Any]:
+    """A file to be chosen."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return {"name": f"x.{kind.lower()}", "mimeType": f"image/{kind.lower()}", "buffer": file.getvalue()}
+
+
+def large_photo(**options: Any) -> dict[str, Any]:
+    """A JPEG of 12 megapixels and over 2 MB."""
+    image = Image.open(DATA / "images" / "b00_12mp_4000x3000.jpg")
+    return photo(image, quality=99, subsampling=0, **options)
+
+
 def sent(page: Any, url: str, photo: dict[str, Any]) -> tuple[int, np.ndarray]:
     """How many bytes go to the server for a photo, and the probabilities that come back."""
     page.goto(url)
@@ -418,44 +448,75 @@ def sent(page: Any, url: str, photo: dict[str, Any]) -> tuple[int, np.ndarray]:
 
 @pytest.mark.parametrize("turn", [1, 6], ids=["upright", "turned"])
 @pytest.mark.parametrize("name", ["b00_12mp_4000x3000.jpg", "b01_12mp_3000x4000.jpg"])
-def test_a_large_photo_is_made_smaller_and_gets_the_same_answer(
-    open_page: Callable[..., Any], bears: ServerProcess, name: str, turn: int
+def test_a_large_photo_of_an_iphone_is_scaled_and_gets_the_same_answer(
+    open_page: Callable[..., Any], demo: ServerProcess, name: str, turn: int
 ) -> None:
-    exif, file = Image.Exif(), io.BytesIO()
+    exif = Image.Exif()
     exif[0x0112] = turn
-    Image.open(DATA / "images" / name).save(file, "JPEG", quality=99, subsampling=0, exif=exif)
-    photo = {"name": name, "mimeType": "image/jpeg", "buffer": file.getvalue()}
-    assert len(photo["buffer"]) > 2_000_000
+    image = Image.open(DATA / "images" / name)
+    large = photo(image, quality=99, subsampling=0, exif=exif, icc_profile=display_p3())
     page = open_page()
-    full_bytes, full = sent(page, f"{bears.url}?full=1", photo)
-    less_bytes, less = sent(page, bears.url, photo)
-    assert full_bytes > len(photo["buffer"])
-    assert less_bytes < full_bytes / 5
+    full_bytes, full = sent(page, f"{demo.url}?full=1", large)
+    less_bytes, less = sent(page, demo.url, large)
+    assert full_bytes > len(large["buffer"]) > 2_000_000
+    assert less_bytes < full_bytes / 4
     assert "Sent " in page.locator("#facts").inner_text()
     assert full.argmax() == less.argmax()
-    assert np.abs(full - less).max() < 0.05  # 0.013, 0.001, 0.045 and 0.019: the third is undecided
+    assert np.abs(full - less).max() < 0.03  # 0.027 is of an undecided one; with colors converted 0.065
 
 
-def test_a_photo_below_two_megabytes_is_sent_as_it_is(
+def test_what_a_canvas_would_change_is_sent_as_it_is(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page, image = open_page(), Image.open(DATA / "images" / "b00_12mp_4000x3000.jpg")
+    noise = Image.effect_noise((1200, 900), 90)
+    photos = {
+        "below 2 MB": photo(image, quality=97),
+        "of four inks": photo(image.convert("CMYK"), quality=97, subsampling=0),
+        "transparent": photo(Image.merge("LA", (noise, noise)), "PNG"),
+    }
+    for which, chosen in photos.items():
+        size = len(chosen["buffer"])
+        assert (size > 2_000_000) == (which != "below 2 MB"), (which, size)
+        count, _ = sent(page, demo.url, chosen)
+        assert size < count < size + 500, which
+
+
+def test_a_photo_over_the_pixel_limit_is_scaled_rather_than_refused(
     open_page: Callable[..., Any], bears: ServerProcess
 ) -> None:
-    data = io.BytesIO()
-    Image.open(DATA / "images" / "b00_12mp_4000x3000.jpg").save(data, "JPEG", quality=97)
-    photo = {"name": "x.jpg", "mimeType": "image/jpeg", "buffer": data.getvalue()}
-    assert 1_500_000 < len(photo["buffer"]) < 2_000_000
-    count, _ = sent(open_page(), bears.url, photo)
-    assert len(photo["buffer"]) < count < len(photo["buffer"]) + 500
+    image = Image.open(DATA / "images" / "a05_640x480.jpg")
+    large = photo(image.resize((9000, 6750)), quality=60)
+    assert bears.post(large["buffer"]).json()["code"] == "image-too-large"
+    count, scores = sent(open_page(), bears.url, large)
+    assert count < len(large["buffer"])
+    file = photo(image, quality=95)["buffer"]
+    exact = {row["label"]: row["score"] for row in bears.post(file).json()["predictions"]}
+    assert scores == pytest.approx(np.array([exact[name] for name in sorted(exact)]), abs=0.02)
 
 
-def test_where_the_server_ignores_how_a_photo_is_turned_nothing_is_made_smaller(
+def test_what_is_transparent_and_over_a_limit_is_refused_rather_than_seen_otherwise(
     open_page: Callable[..., Any], start_server: Callable[..., ServerProcess]
 ) -> None:
-    server = start_server(**bears_environment(APP_EXIF="ignore"))
+    server = start_server(**bears_environment(APP_MAX_UPLOAD_MB="1"))
     server.wait_for("ready after")
-    file = io.BytesIO()
-    Image.open(DATA / "images" / "b00_12mp_4000x3000.jpg").save(file, "JPEG", quality=99, subsampling=0)
-    photo = {"name": "x.jpg", "mimeType": "image/jpeg", "buffer": file.getvalue()}
-    assert sent(open_page(), server.url, photo)[0] > len(photo["buffer"])
+    noise = Image.effect_noise((1200, 900), 90)
+    page = open_page()
+    page.goto(server.url)
+    choose(page, photo(Image.merge("LA", (noise, noise)), "PNG"))
+    page.get_by_role("heading", name="The file is too large").wait_for()
+    choose(page, photo(noise, "PNG"))
+    headline(page)
+
+
+def test_the_original_is_sent_where_answers_must_be_exact(
+    open_page: Callable[..., Any], bears: ServerProcess, start_server: Callable[..., ServerProcess]
+) -> None:
+    server = start_server(APP_EXIF="ignore")
+    server.wait_for("ready after")
+    large = large_photo()
+    for url in (bears.url, server.url):  # a v1 pipeline; an EXIF orientation that a browser would apply
+        assert sent(open_page(), url, large)[0] > len(large["buffer"]) > 2_000_000
 
 
 # --- for programs ------------------------------------------------------------------------------------------

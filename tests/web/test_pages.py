@@ -14,13 +14,30 @@ from PIL import Image
 
 from app import errors
 from app.errors import SettingsError
-from app.serving.predictor import Prediction, Score
+from app.photos.transforms import Preprocess
+from app.serving.precision import Precision
+from app.serving.predictor import ModelCard, Prediction, Score
+from app.serving.proof import ProofResult
 from app.settings import DEMO, Settings, load_settings
 from app.web.pages import VIEW, Pages
 from tests.conftest import BEARS, ROOT, SECONDS, ServerProcess, image_bytes
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 PHOTO = image_bytes("a05_640x480.jpg")
+CARD = ModelCard(
+    "resnet34",
+    BEARS,
+    2,
+    "save",
+    "onnx",
+    Preprocess(),
+    "turn",
+    None,
+    Precision("float32", "default"),
+    "0" * 64,
+    1,
+    {},
+)
 TEXTS = json.loads((VIEW / "texts.json").read_text())
 
 
@@ -173,5 +190,19 @@ def test_a_browser_asks_again_and_is_told_that_nothing_has_changed(bears: Server
 
 
 def test_the_page_knows_the_limits_of_its_server() -> None:
-    data = data_of(Pages(settings(max_upload_mb=4, exif="ignore")).index("downloading"))
-    assert (data["maxBytes"], data["turns"], data["phase"]) == (4_000_000, False, "downloading")
+    data = data_of(Pages(settings(max_upload_mb=4)).index("downloading"))
+    assert (data["maxBytes"], data["phase"]) == (4_000_000, "downloading")
+    assert (data["maxPixels"], data["maxSide"]) == (50_000_000, 20_000)
+
+
+def test_photos_are_scaled_where_that_does_not_change_the_answer() -> None:
+    def scaling(pages: Pages, **changes: Any) -> Any:
+        if changes:
+            pages.opened(replace(CARD, **changes))
+        return data_of(pages.index("ready"))["scaling"]
+
+    assert scaling(Pages(settings())) == "over"  # it is not known yet what is served
+    assert scaling(Pages(settings()), proof=None) == "large"
+    assert scaling(Pages(settings()), proof=ProofResult(3, "x", 0.0, 0)) == "over"
+    assert scaling(Pages(settings()), preprocess=Preprocess(pipeline="fastai1")) == "over"
+    assert scaling(Pages(settings(exif="ignore")), proof=None) == "never"

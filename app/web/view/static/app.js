@@ -4,14 +4,15 @@
 // one of the states idle, working, waiting (an attempt that begins again by itself), problem and answer.
 
 const find = (id) => document.getElementById(id);
-const { texts, phase, maxBytes, turns } = JSON.parse(find("page").textContent);
+const { texts, phase, maxBytes, maxPixels, maxSide, scaling } = JSON.parse(find("page").textContent);
 
 const TICK = 1000; // milliseconds between two looks at a server that is starting, and of the countdown
 const PATIENCE = 120_000; // milliseconds for a request: over that, nobody still waits
 const ATTEMPTS = 5; // times that a busy server is asked again by itself
-const SHRINK_OVER = 2_000_000; // bytes
-const SHORT_SIDE = 1024; // px after shrinking: more than any of the networks sees
-const QUALITY = 0.92; // of the JPEG: with the sides, a tenth of the bytes of a 12 megapixel photo
+const SCALE_OVER = 2_000_000; // bytes
+const SHORT_SIDE = 1536; // px after scaling: docs/decisions.md has what other sides cost
+const QUALITY = 0.92; // of the JPEG: with the sides, a fifth of the bytes of a 12 megapixel photo
+const HEADER = 256_000; // bytes, in which a JPEG has said how it stores colors
 const SHOWN = 5; // classes before "show all"
 const SURE = 0.999;
 const SVG = "http://www.w3.org/2000/svg";
@@ -195,36 +196,55 @@ async function ready(report, signal) {
 
 // --- smaller before it is sent -------------------------------------------------------------------------------------
 
-// The photo as it is sent: scaled down where it is large, as JPEG where it is HEIC, else as it is.
+// The photo as it is sent: itself, or a smaller JPEG where that gets the same answer, where the server would refuse the
+// photo for its size, or where only this browser can read it (HEIC).
 async function prepare(photo) {
-  const heic = await isHeic(photo);
-  const large = photo.size > Math.min(SHRINK_OVER, maxBytes);
-  // where the server ignores how a photo is turned, only the photo itself gives its answer
-  const wanted = large && turns && !new URLSearchParams(location.search).has("full");
-  const smaller = heic || wanted ? await shrink(photo).catch(() => null) : null; // null: not read by this browser
-  if (heic && !smaller) throw new Problem("heic");
-  const upload = smaller && (heic || smaller.size < photo.size) ? smaller : photo;
+  const kind = await kindOf(photo);
+  const { naturalWidth: width, naturalHeight: height } = await loaded(find("photo")); // 0 where it cannot be shown
+  const over = photo.size > maxBytes || width * height > maxPixels || Math.max(width, height) > maxSide;
+  const large = scaling === "large" && kind === "jpeg" && photo.size > SCALE_OVER;
+  const asked = new URLSearchParams(location.search).has("full") ? "never" : scaling;
+  const wanted = kind === "heic" || (asked !== "never" && kind !== "inks" && (over || large));
+  const smaller = wanted ? await scale(photo).catch(() => null) : null; // null: not read here
+  if (kind === "heic" && !smaller) throw new Problem("heic");
+  const upload = smaller && (over || kind === "heic" || smaller.size < photo.size) ? smaller : photo;
   if (upload.size > maxBytes) throw new Problem("payload-too-large");
   return upload;
 }
 
-async function shrink(photo) {
-  const bitmap = await createImageBitmap(photo); // turned upright
-  const scale = Math.min(1, SHORT_SIDE / Math.min(bitmap.width, bitmap.height));
+// An upright JPEG, or null where it would lose what the network sees: the server drops transparency, a canvas cannot.
+async function scale(photo) {
+  // as the server, which takes the numbers of a photo in Display P3 as they are
+  const bitmap = await createImageBitmap(photo, { colorSpaceConversion: "none" });
+  const { width, height } = bitmap;
+  const factor = Math.min(1, SHORT_SIDE / Math.min(width, height), maxSide / Math.max(width, height));
   const canvas = document.createElement("canvas");
-  canvas.width = Math.round(bitmap.width * scale);
-  canvas.height = Math.round(bitmap.height * scale);
+  canvas.width = Math.round(width * factor);
+  canvas.height = Math.round(height * factor);
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
+  const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+  for (let alpha = 3; alpha < data.length; alpha += 4) if (data[alpha] < 255) return null;
   return new Promise((resolve) => { canvas.toBlob(resolve, "image/jpeg", QUALITY); });
 }
 
-async function isHeic(photo) {
-  const start = await photo.slice(4, 12).arrayBuffer().catch(() => { throw new Problem("unreadable"); });
-  const brand = new TextDecoder("latin1").decode(start);
-  return /^ftyp(hei|hev|mif1|msf1)/.test(brand);
+// "heic", "jpeg" or "other"; "inks" for a JPEG of four inks, of which a canvas makes other colors than the server.
+async function kindOf(photo) {
+  const start = await photo.slice(0, HEADER).arrayBuffer().catch(() => { throw new Problem("unreadable"); });
+  const text = new TextDecoder("latin1").decode(start);
+  if (/^....ftyp(hei|hev|mif1|msf1)/s.test(text)) return "heic";
+  const inks = /\xff[\xc0-\xc2]\0\x14\x08/.test(text); // ITU T.81, B.2.2: a frame of four components
+  if (!text.startsWith("\xff\xd8")) return "other";
+  return inks ? "inks" : "jpeg";
+}
+
+function loaded(image) {
+  if (image.complete) return image;
+  return new Promise((resolve) => {
+    for (const event of ["load", "error"]) image.addEventListener(event, () => resolve(image), { once: true });
+  });
 }
 
 // --- one attempt after the other -----------------------------------------------------------------------------------
