@@ -6,6 +6,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import fcntl
+import importlib.util
 import json
 import queue
 import re
@@ -27,14 +28,29 @@ DATA = Path(__file__).parent / "data"
 IMAGES = sorted((DATA / "images").iterdir())
 BEARS = ("black", "grizzly", "teddys")
 V1_CHECKPOINT = DATA / "v1" / "stage-2.pth"
+ENGINES = ("auto", pytest.param("fastai", marks=pytest.mark.torch))
 SECONDS = 90  # the deadline of every wait for an event; a busy machine needs a part of it
+
+
+# Files that import what only requirements-dev.txt installs; where torch is missing they are not collected.
+NEEDS_TORCH = {
+    path
+    for path in sorted(Path(__file__).parent.rglob("test_*.py"))
+    if re.search(r"^(import|from) (torch|safetensors|schemathesis|sklearn)\b", path.read_text("utf-8"), re.M)
+}
+collect_ignore = [] if importlib.util.find_spec("torch") else [str(path) for path in NEEDS_TORCH]
+
+
+def pytest_report_header() -> str:
+    """Say which files are left out."""
+    return f"torch is not installed: {len(collect_ignore)} files are left out" if collect_ignore else ""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Mark with `torch` every test that needs it: by a fixture, or because its module imports it."""
+    """Mark with `torch` every test that needs it: by a fixture, or because its file imports it."""
     for item in items:
-        if {"vision", "make_learner"} & set(item.fixturenames) or hasattr(item.module, "torch"):
+        if item.path in NEEDS_TORCH or {"vision", "make_learner"} & set(item.fixturenames):
             item.add_marker(pytest.mark.torch)
 
 

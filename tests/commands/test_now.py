@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import requests
-import torch
 
 from app.commands.now import stage
 from app.settings import load_settings
@@ -128,6 +127,8 @@ def test_what_would_not_run_there_is_not_sent(environment: dict[str, str], sente
 
 
 def test_more_than_the_free_plan_takes_is_said_before_it_is_sent(tmp_path: Path) -> None:
+    import torch
+
     heavy = tmp_path / "stage-2.pth"
     saved = torch.load(V1_CHECKPOINT, weights_only=False)
     torch.save({"model": saved, "opt": torch.zeros(25_000_000)}, heavy)

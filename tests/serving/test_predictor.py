@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-import torch
 
 from app.errors import (
     BadOutput,
@@ -22,7 +21,7 @@ from app.metrics import Metrics
 from app.serving.opening import open_predictor
 from app.serving.predictor import Prediction, Predictor
 from app.settings import Settings
-from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT, image_bytes
+from tests.conftest import BEARS, ENGINES, IMAGES, V1_CHECKPOINT, image_bytes
 
 
 def bears_settings(**changes: Any) -> Settings:
@@ -48,6 +47,8 @@ def ask(settings: Settings, *photos: bytes) -> list[Prediction]:
 
 
 def damaged(tmp_path: Path, change: Any) -> str:
+    import torch
+
     state = torch.load(V1_CHECKPOINT, weights_only=True)
     change(state)
     torch.save(state, tmp_path / "stage-2.pth")
@@ -86,7 +87,7 @@ def test_the_phases_of_opening_are_reported_in_order() -> None:
     assert phases == ["reading", "building", "warming up"]
 
 
-@pytest.mark.parametrize("engine", ["auto", "fastai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_card_says_what_is_served(engine: Any) -> None:
     card = opened(bears_settings(engine=engine)).card
     assert (card.architecture, card.fastai, card.container) == ("squeezenet1_1", 1, "legacy")
@@ -96,6 +97,7 @@ def test_the_card_says_what_is_served(engine: Any) -> None:
     assert json.loads(msgspec.json.encode(card))["versions"] == card.versions
 
 
+@pytest.mark.torch
 def test_both_engines_give_the_same_answer() -> None:
     photo = image_bytes("a05_640x480.jpg")
     (ours,), (theirs,) = ask(bears_settings(), photo), ask(bears_settings(engine="fastai"), photo)
@@ -116,7 +118,7 @@ def test_a_combination_that_is_not_reproduced_exactly_is_refused_by_name(pipelin
         opened(bears_settings(pipeline=pipeline, resize_method="pad"))
 
 
-@pytest.mark.parametrize("engine", ["auto", "fastai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_with_multi_label_every_class_is_judged_by_itself(engine: Any) -> None:
     photo = image_bytes("a01_223x225.jpg")
     (single,) = ask(bears_settings(), photo)
@@ -129,7 +131,7 @@ def test_with_multi_label_every_class_is_judged_by_itself(engine: Any) -> None:
 
 
 @pytest.mark.fault("M18")
-@pytest.mark.parametrize("engine", ["auto", "fastai"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("classes", [("a", "b"), ("a", "b", "c", "d")])
 def test_a_class_list_of_the_wrong_length_is_refused(classes: tuple[str, ...], engine: Any) -> None:
     message = f"has 3 outputs, the setting classes lists {len(classes)} names .*learn.dls.vocab"

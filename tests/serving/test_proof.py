@@ -19,7 +19,7 @@ from app.serving.opening import open_predictor
 from app.serving.predictor import Predictor
 from app.serving.proof import read_proof
 from app.settings import Settings
-from tests.conftest import BEARS, DATA, V1_CHECKPOINT, bears_environment, run_app
+from tests.conftest import BEARS, DATA, ENGINES, V1_CHECKPOINT, bears_environment, run_app
 
 # pictures of many shapes, one of them turned by its EXIF data
 NAMES = (
@@ -65,7 +65,7 @@ def opened(proof: str, **changes: Any) -> Predictor:
     return asyncio.run(open_predictor(Settings(**settings), lambda phase, percent: None, Metrics()))
 
 
-@pytest.mark.parametrize("engine", ["auto", "fastai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_answers_that_agree_are_served_and_the_card_says_how_well(proof: str, engine: Any) -> None:
     result = opened(proof, engine=engine).card.proof
     assert result is not None
@@ -74,7 +74,7 @@ def test_answers_that_agree_are_served_and_the_card_says_how_well(proof: str, en
     assert result.worst_photo in NAMES
 
 
-@pytest.mark.parametrize("engine", ["auto", "fastai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_photo_of_the_proof_is_wholly_familiar_and_another_less(proof: str, engine: Any) -> None:
     predictor = opened(proof, unfamiliar_below=0.999, engine=engine)
 
