@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import requests
@@ -30,6 +31,12 @@ BEARS = ("black", "grizzly", "teddys")
 V1_CHECKPOINT = DATA / "v1" / "stage-2.pth"
 ENGINES = ("auto", pytest.param("fastai", marks=pytest.mark.torch))
 SECONDS = 90  # the deadline of every wait for an event; a busy machine needs a part of it
+
+# Clocks say little on a busy machine: tests that bound work measure CPU time.
+hypothesis.settings.register_profile(
+    "cpu", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("cpu")
 
 
 # Files that import what only requirements-dev.txt installs; where torch is missing they are not collected.

@@ -13,6 +13,7 @@ import requests
 from app.settings import load_settings
 from tests.conftest import DATA, ROOT, SECONDS, ServerProcess
 
+pytestmark = pytest.mark.torch
 # What stands above the cell in a notebook. The learner is trained for real, if not for long.
 NOTEBOOK = """
 import sys; sys.path.insert(0, {root!r})

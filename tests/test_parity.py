@@ -109,6 +109,7 @@ def test_v1_files_answer_as_fastai_v1_predicted(v1_predictions: dict[str, np.nda
         assert np.abs(mine - theirs).max() <= 3e-5, photo.name
 
 
+@pytest.mark.torch
 def test_the_fastai_engine_answers_as_fastai_v1_predicted(v1_predictions: dict[str, np.ndarray]) -> None:
     model, head = rebuild("squeezenet1_1", read_checkpoint(V1_CHECKPOINT).arrays)
     engine = LearnerEngine(model, head, BEARS, Preprocess("fastai1"))

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -327,7 +328,7 @@ def checkpoint_bytes(container: str) -> bytes:
 @pytest.mark.fault("M17")
 @pytest.mark.parametrize("container", FUZZED)
 @given(edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8))
-@settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_bytes_give_arrays_or_a_checkpoint_error(
     container: str, edits: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,9 +338,11 @@ def test_damaged_bytes_give_arrays_or_a_checkpoint_error(
         content[position % len(content)] = value
     path = tmp_path / "stage-2.pth"
     path.write_bytes(content)
+    start = time.thread_time()
     try:
         arrays = read_checkpoint(path).arrays
     except CheckpointError as error:
         assert len(str(error)) < 1000
     else:
         assert sum(array.nbytes for array in arrays.values()) <= 4 * len(content)
+    assert time.thread_time() - start < 1

@@ -31,6 +31,7 @@ from tests.http_server import send, serving
 from tests.test_docs import tracked
 from tests.vercel_api import TOKEN, vercel_api
 
+pytestmark = pytest.mark.slow
 VERCEL = "64.0.2"
 MODELS = ROOT / "app" / "models"
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
@@ -126,6 +127,7 @@ def test_what_would_not_run_there_is_not_sent(environment: dict[str, str], sente
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.torch
 def test_more_than_the_free_plan_takes_is_said_before_it_is_sent(tmp_path: Path) -> None:
     import torch
 

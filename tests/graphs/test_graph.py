@@ -108,6 +108,7 @@ def test_a_real_v1_file_is_recognized() -> None:
 
 
 @pytest.mark.parametrize("graph", shipped_graphs(), ids=lambda graph: graph.architecture)
+@pytest.mark.torch
 def test_a_shipped_graph_holds_no_weights_and_no_traces_of_the_machine_that_made_it(graph: Graph) -> None:
     import onnx
 

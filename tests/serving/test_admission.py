@@ -69,7 +69,7 @@ def test_a_refusal_says_when_there_will_be_room() -> None:
     house = House(0.05)
     refusal = house.fill()
     assert refusal.retry_after == 2  # the whole seconds until those inside are answered
-    assert "31 photos are waiting already, about 1.5 seconds" in str(refusal)
+    assert "31 photos are already waiting, about 1.5 seconds" in str(refusal)
 
 
 def test_a_quick_network_does_not_let_in_more_than_fit_in_memory() -> None:

@@ -29,6 +29,7 @@ from app.serving.predictor import Predictor
 from app.settings import Settings
 from tests.conftest import bears_environment, run_app
 
+pytestmark = pytest.mark.torch
 SIDE = 64
 STRIPES = ("across", "both", "down")
 QUANTISED = [graph for graph in shipped_graphs() if graph.int8]

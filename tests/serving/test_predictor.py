@@ -158,12 +158,14 @@ def test_the_file_is_served_as_what_it_is_and_a_wrong_architecture_is_said(
 
 @pytest.mark.fault("M21")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.torch
 def test_weights_that_are_no_numbers_are_refused_at_the_warm_up(tmp_path: Path, value: float) -> None:
     path = damaged(tmp_path, lambda state: state["0.0.0.weight"].fill_(value))
     with pytest.raises(CheckpointError, match=r"NaN or infinite.*before it did"):
         opened(bears_settings(model_url=path))
 
 
+@pytest.mark.torch
 def test_weights_that_are_too_large_to_compute_with_are_refused_at_the_warm_up(tmp_path: Path) -> None:
     path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))
     with pytest.raises(CheckpointError, match="answers a black picture with what is no number"):
@@ -171,6 +173,7 @@ def test_weights_that_are_too_large_to_compute_with_are_refused_at_the_warm_up(t
 
 
 @pytest.mark.fault("M21")
+@pytest.mark.torch
 def test_a_picture_whose_answer_is_no_number_fails_alone(tmp_path: Path) -> None:
     # finite for the black picture of the warm-up, beyond float32 for a bright one
     path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))
@@ -181,6 +184,7 @@ def test_a_picture_whose_answer_is_no_number_fails_alone(tmp_path: Path) -> None
 
 
 @pytest.mark.fault("L06")
+@pytest.mark.torch
 def test_in_a_batch_too(tmp_path: Path) -> None:
     path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))
     black, bright = (bytes_of(color) for color in ("black", "white"))

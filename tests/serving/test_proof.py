@@ -88,6 +88,7 @@ def test_a_photo_of_the_proof_is_wholly_familiar_and_another_less(proof: str, en
     assert other.unsure
 
 
+@pytest.mark.torch
 def test_familiarity_is_the_cosine_of_the_features_that_torch_computes(proof: str) -> None:
     import torch
 

@@ -36,6 +36,7 @@ from tests.browser import (
 from tests.conftest import DATA, V1_CHECKPOINT, ServerProcess, bears_environment
 from tests.http_server import Handler, serving
 
+pytestmark = pytest.mark.slow
 NODE_MODULES = Path(__file__).parent.parent / "node_modules"
 AXE = NODE_MODULES / "axe-core" / "axe.min.js"
 LIGHTHOUSE = NODE_MODULES / ".bin" / "lighthouse"

@@ -14,6 +14,7 @@ import requests
 from benchmarks.load import Client
 from tests.conftest import SECONDS, ServerProcess, image_bytes, peak_memory
 
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 PHOTO = image_bytes("a00_224x224.jpg")
 FLOOD_SECONDS = 4.0
 

@@ -16,6 +16,7 @@ import requests
 from tests.conftest import ROOT, SECONDS, ServerProcess, bears_environment, image_bytes, retries
 from tests.http_client import connect
 
+pytestmark = pytest.mark.slow
 PHOTO = image_bytes("b01_12mp_3000x4000.jpg")
 SMALL = image_bytes("a00_224x224.jpg")
 HEAD = b"POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nConnection: close\r\n"
