@@ -1,4 +1,4 @@
-"""The table of formats and architectures in docs/checkpoints.md: `python -m tests.support` writes it anew."""
+"""The tables in docs/checkpoints.md; `python -m tests.generate` writes them."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ MARK = "<!-- from here on generated from the code -->\n"
 
 
 def heads(graph: Graph) -> str:
-    """Whose heads are served behind a body."""
+    """Return the libraries whose heads the server knows behind a body."""
     library = "timm" if "" in graph.prefixes else "torchvision"
     return f"fastai, {library}" if graph.head else "fastai"
 
 
 def table() -> str:
-    """The generated part of the document."""
+    """Return the generated part of the document."""
     rows = [
         "## Architectures\n",
         "| architecture | features | picture | heads | graph |",
@@ -31,9 +31,9 @@ def table() -> str:
     for graph in graphs:
         signatures.setdefault(tuple(graph.weights.items()), []).append(graph.architecture)
     alike = [" and ".join(f"`{name}`" for name in names) for names in signatures.values() if len(names) > 1]
-    rows += ["", "These have the same names and shapes; the setting `architecture` says which one it is:", ""]
+    rows += ["", "These have the same names and shapes; the setting `architecture` chooses one:", ""]
     rows += [f"- {names}" for names in alike]
-    rows += ["", "## What is named and refused\n", "| begins with | is |", "|---|---|"]
+    rows += ["", "## Other files\n\nThe reader refuses these by name:\n", "| begins with | is |", "|---|---|"]
     rows += [
         f"| `{signature!r}` | {found} |".replace("b'", "").replace("'`", "`")
         for signature, found, _ in NON_CHECKPOINT_SIGNATURES
@@ -42,7 +42,7 @@ def table() -> str:
 
 
 def document() -> str:
-    """The document, its table made anew."""
+    """Return the document with new tables."""
     return DOCUMENT.read_text().partition(MARK)[0] + MARK + "\n" + table()
 
 
