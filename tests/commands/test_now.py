@@ -28,7 +28,6 @@ from tests.conftest import (
 )
 from tests.containers import CACHE
 from tests.http_server import send, serving
-from tests.test_docs import tracked
 from tests.vercel_api import TOKEN, vercel_api
 
 pytestmark = pytest.mark.slow
@@ -42,6 +41,19 @@ TOML_BEARS = 'model_url = "models/own/stage-2.pth"\nclasses = ["black", "grizzly
 def files_of(folder: Path) -> set[str]:
     """The files beneath a folder, by their names there."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def tracked() -> list[str]:
+    """Return the files of the project without the ignored ones."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("this is not a git checkout, so the files of the project are unknown")
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
 
 
 def intended() -> set[str]:
@@ -349,6 +361,6 @@ def test_the_python_function_of_the_documents_is_built_and_fits(
     function = json.loads((folder / ".vercel/output/functions/python.func/.vc-config.json").read_text())
     sizes = {name: (folder / path).stat().st_size for name, path in function["filePathMap"].items()}
     bare = sum(size for name, size in sizes.items() if not name.startswith("app/models/")) / 2**20
-    documented = re.search(r"function has (\d+) MiB", DEPLOY)
+    documented = re.search(r"function takes (\d+) MiB", DEPLOY)
     assert documented
     assert bare == pytest.approx(int(documented[1]), abs=5)

@@ -21,7 +21,6 @@ from app.serving.resolve import complete
 from app.settings import Settings, load_settings
 from tests.conftest import BEARS, DATA, IMAGES, V1_CHECKPOINT, ServerProcess, run_app
 from tests.serving.test_predictor import ask, opened
-from tests.support import DOCUMENT, document
 
 V1_EXPORT = DATA / "v1" / "export.pkl"
 KNOWN = {
@@ -229,10 +228,6 @@ def test_a_network_without_a_shipped_graph_is_rebuilt_from_its_export_once(
     (answer,) = ask(Settings(model_url=str(export), exif="ignore"), IMAGES[0].read_bytes())
     assert made == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}  # it was not made again
     assert answer.confidence == pytest.approx(float(expected.max()), abs=1e-4)
-
-
-def test_the_document_of_checkpoints_is_what_the_code_says() -> None:
-    assert DOCUMENT.read_text() == document(), "python -m tests.support writes it anew"
 
 
 def test_an_onnx_file_that_cannot_compute_pictures_says_so(tmp_path: Path) -> None:
