@@ -8,6 +8,7 @@
     |  |  `- ChecksumMismatch        another file than the expected one
     |  |- CheckpointError            a file that cannot be served
     |  |  |- UnsafeCheckpoint        a pickle that names code
+    |  |  |- NotAClassifier          a network of another task, such as texts or boxes
     |  |  |- ArchitectureUnknown     no graph fits its tensors
     |  |  `- ClassesMismatch         the class list does not fit its outputs
     |  |- ProofError                 the predictions differ from the notebook's
@@ -145,6 +146,10 @@ class CheckpointError(StartupError):
 
 class UnsafeCheckpoint(CheckpointError):
     """A file that names code which a checkpoint does not need; nothing of it was run."""
+
+
+class NotAClassifier(CheckpointError):
+    """The file is a network of another task, or not a network."""
 
 
 class ArchitectureUnknown(CheckpointError):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from app.checkpoints.containers import NON_CHECKPOINT_SIGNATURES
+from app.checkpoints.foreign import NON_CHECKPOINT_SIGNATURES
 from app.graphs.graph import Graph, shipped_graphs
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "checkpoints.md"

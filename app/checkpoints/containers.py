@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from msgspec import Struct
 
+from app.checkpoints.foreign import EXPECTED, check_start, other_zip
 from app.checkpoints.unpickler import (
     BFLOAT16,
     MAX_DIMENSIONS,
@@ -39,29 +40,6 @@ SAFETENSORS_TYPES: Final[dict[str, np.dtype[Any]]] = {
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
     "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
 }  # fmt: skip
-
-PAGE: Final = ("a web page", "use the link that downloads the file itself, not the page that shows it")
-REFUSED: Final = "the host refused the download: check the link in a private browser window"
-SAVE: Final = "fastai's learn.save('stage-2') writes the file to deploy"
-UNPACK: Final = "unpack it and deploy the file inside"
-# Files that people upload instead of a checkpoint, by their first bytes (lower case).
-NON_CHECKPOINT_SIGNATURES: Final = (
-    (b"version https://git-lfs", "a git-lfs pointer", "run `git lfs pull`, or link to the file itself"),
-    (b"<!doctype", *PAGE),
-    (b"<html", *PAGE),
-    (b"<?xml", "an XML answer", REFUSED),
-    (b"<", *PAGE),
-    (b"{", "a JSON text", REFUSED),
-    (b"\x89hdf", "an HDF5 file (Keras?)", SAVE),
-    (b"\x93numpy", "a numpy array", SAVE),
-    (b"\x1f\x8b", "a gzip archive", UNPACK),
-    (b"rar!", "a RAR archive", UNPACK),
-    (b"7z\xbc\xaf", "a 7-Zip archive", UNPACK),
-    (b"%pdf", "a PDF document", SAVE),
-    (b"\xff\xd8\xff", "a JPEG picture", SAVE),
-    (b"\x89png", "a PNG picture", SAVE),
-)
-EXPECTED: Final = "a checkpoint such as learn.save('stage-2') writes was expected"
 
 
 class Container(Struct, frozen=True):
@@ -107,28 +85,15 @@ def check_signature(path: Path) -> bytes:
             start = file.read(512)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    found, remedy = _impostor(start)
-    if found:
-        raise CheckpointError(f"The file is {found}, but {EXPECTED}: {remedy}.")
+    if not is_checkpoint(start):
+        check_start(start, path)
     return start
 
 
-def _impostor(start: bytes) -> tuple[str, str]:
-    """Name the format of a file with this start, and the remedy; both empty where it may be a checkpoint."""
-    if is_safetensors(start) or is_onnx(start) or start.startswith(b"PK\x03\x04"):
-        return "", ""
-    if (
-        start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and len(start) > 1
-    ):  # PROTO, as pickle writes it
-        return "", ""
-    if not start.strip(b"\0"):
-        return ("full of zeros" if start else "empty"), "the copy was cut short: upload it again"
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    for signature, found, remedy in NON_CHECKPOINT_SIGNATURES:
-        if text.startswith(signature):
-            return found, remedy
-    shown = start[:16].decode("latin-1").encode("unicode_escape").decode("ascii")
-    return f"not one that torch writes (it begins with '{shown}')", SAVE_AGAIN
+def is_checkpoint(start: bytes) -> bool:
+    """Tell whether a file with this start may be a checkpoint."""
+    is_pickle = start[:1] == b"\x80" and 2 <= int.from_bytes(start[1:2]) <= 5  # PROTO, as pickle writes it
+    return is_pickle or is_safetensors(start) or is_onnx(start) or start.startswith(b"PK\x03\x04")
 
 
 def is_onnx(start: bytes) -> bool:
@@ -157,7 +122,7 @@ def _read_zip(path: Path, data: mmap.mmap) -> tuple[Unpickler, Any, Fetch]:
         entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise CheckpointError(f"The file is a zip file without the data.pkl that torch writes; {EXPECTED}.")
+        raise other_zip(entries)
     root = pickles[0].removesuffix("data.pkl")
 
     def content(name: str) -> memoryview:

@@ -12,12 +12,20 @@ import numpy as np
 from msgspec import Struct
 
 from app.checkpoints.module_tree import array, is_module, values
+from app.checkpoints.task import ELSEWHERE
 from app.checkpoints.unpickler import SAVE_AGAIN, Call, Global, Tensor
-from app.errors import CheckpointError
+from app.errors import CheckpointError, NotAClassifier
 from app.types import Array
 
 Numbers = Callable[[Tensor], Array]  # the array that a tensor describes
 
+MODELS: Final = (
+    "model",
+    "ema",
+    "net",
+    "network",
+    "classifier",
+)  # names of a network in what is saved with it
 MAX_MAPS: Final = 100  # of class names: a learner has one a target
 BILINEAR: Final = 2  # PIL.Image.Resampling
 # fastai's and torch's losses by the activation of `predict`; the others are not of classifiers.
@@ -29,7 +37,24 @@ SIGMOID: Final = frozenset(
     "BCEWithLogitsLossFlat BCEWithLogitsFlat BCEWithLogitsLoss BCELossFlat BCELoss "
     "binary_cross_entropy_with_logits".split()
 )
-REGRESSION: Final = frozenset("MSELossFlat MSELoss L1LossFlat L1Loss mse_loss l1_loss".split())
+REGRESSION: Final = frozenset(
+    "MSELossFlat MSELoss L1LossFlat L1Loss SmoothL1Loss HuberLoss mse_loss l1_loss smooth_l1_loss".split()
+)
+# The targets of v2 and v1 that are not classes of a photo, by the classes in the datasets.
+TARGETS: Final = {
+    "ReadTabBatch": "rows of a table (tabular_learner, collab_learner)",
+    "PointScaler": "points (PointBlock)",
+    "BBoxLabeler": "boxes (BBoxBlock)",
+    "AddMaskCodes": "masks (MaskBlock)",
+    "RegressionSetup": "numbers (RegressionBlock)",
+    "Numericalize": "texts (TextBlock)",
+    "FloatList": "numbers (FloatList)",
+    "PointsItemList": "points (PointsItemList)",
+    "SegmentationLabelList": "masks (SegmentationLabelList)",
+    "ObjectCategoryList": "boxes (ObjectCategoryList)",
+    "ImageList": "pictures (ImageList)",
+    "TextList": "texts (TextList)",
+}
 # v2 transforms that change no pixel of a photo at validation, or that are understood by themselves.
 NEUTRAL: Final = frozenset("ToTensor IntToFloatTensor Resize RandomResizedCrop Normalize".split())
 NONE: Final = (0.0, 0.0, 0.0)
@@ -49,19 +74,28 @@ class Export(Struct, frozen=True):
     unserved: tuple[str, ...] = ()
 
 
+def find_module(tree: Any) -> Call | None:
+    """Return the network in the object of a pickle: the object, or its entry or attribute of that name."""
+    entries = tree if isinstance(tree, dict) else tree.state if isinstance(tree, Call) else {}
+    found = [tree, *(entries.get(name) for name in MODELS)] if isinstance(entries, dict) else [tree]
+    return next((value for value in found if is_module(value)), None)
+
+
 def read_export(tree: Any, numbers: Numbers) -> Export | None:
     """Read the export in the object of a pickle; None for anything else, such as a state dict.
 
-    Raises CheckpointError for v1's `data.export`, which has no weights, and for learners of texts and tables.
+    Raises CheckpointError for v1's `data.export`, which has no weights, and NotAClassifier for learners of
+    other targets than the classes of photos.
     """
+    module = find_module(tree)
     match tree:
-        case Call() if is_module(tree):
-            return Export("torch.save(model)", tree, {})
-        case Call() if is_module(module := tree.get("model")):
+        case Call() if module is tree:
+            return Export("torch.save(model)", module, {})
+        case Call() if module:
             return _fastai2(tree, module, numbers)
-        case {"model": Call() as module, "data": dict() as data} if is_module(module):
+        case {"data": dict() as data} if module:
             return _fastai1(tree, module, data, numbers)
-        case {"model": Call() as module} | {"net": Call() as module} if is_module(module):
+        case dict() if module:
             return Export("torch.save of a dict with the model", module, {})
         case {"x_cls": _, "y_proc": processors}:
             names = ", ".join(_fastai1_classes(processors))
@@ -82,19 +116,20 @@ def _fastai2(learner: Call, module: Call, numbers: Numbers) -> Export:
         return Export("fastai v2 learn.export", module, {}, ("it has no dataloaders",))
     items = _transforms(loaders[-1].get("after_item"))
     batches = _transforms(loaders[-1].get("after_batch"))
+    dataset = loaders[-1].get("dataset")
+    _check_targets([t.name for t in items + batches], dataset)
     known: dict[str, Any] = {}
     unserved = _fastai2_sizes(items, batches, known)
     unserved += _statistics([t for t in batches if t.name == "Normalize"], known, numbers)
-    dataset = loaders[-1].get("dataset")
     maps = islice(_all(dataset, "CategoryMap"), MAX_MAPS)
     vocabularies = {_names(found.get("items")) for found in maps if "items" in _state(found)}
     if len(vocabularies) == 1:
         (known["classes"],) = vocabularies
     elif vocabularies:
-        unserved.append(f"it has {len(vocabularies)} targets with classes of their own")
+        raise _other_target(f"{len(vocabularies)} targets with classes of their own")
     if any(_all(dataset, "PILImageBW")):
         unserved.append("its pictures are gray (PILImageBW)")
-    unserved += _loss(learner.get("loss_func"), known, any(_all(dataset, "MultiCategorize")))
+    _loss(learner.get("loss_func"), known, any(_all(dataset, "MultiCategorize")))
     return Export("fastai v2 learn.export", module, known, tuple(unserved))
 
 
@@ -144,6 +179,10 @@ def _resampling(resize: Call) -> Any:
 
 def _fastai1(tree: Mapping[str, Any], module: Call, data: Mapping[str, Any], numbers: Numbers) -> Export:
     """Read v1's `learn.export()` (1.0.50 basic_train.py:241): the model, and the validation set's state."""
+    for side in ("y_cls", "x_cls"):
+        name = str(data.get(side, "")).rpartition(".")[2]
+        if name in TARGETS and (side, name) != ("x_cls", "ImageList"):
+            raise _other_target(TARGETS[name])
     known: dict[str, Any] = {"pipeline": "fastai1"}
     unserved: list[str] = []
     if names := _fastai1_classes(data.get("y_proc")):
@@ -166,9 +205,7 @@ def _fastai1(tree: Mapping[str, Any], module: Call, data: Mapping[str, Any], num
     unserved += _fastai1_transforms(values(data.get("tfms")))
     given = [data["normalize"]] if isinstance(data.get("normalize"), dict) else []
     unserved += _statistics([Call(Global("", "Normalize"), (), state) for state in given], known, numbers)
-    if str(data.get("y_cls", "")).endswith(".FloatList"):
-        unserved.append("it was trained for numbers, not for classes")
-    unserved += _loss(tree.get("loss_func"), known, str(data.get("y_cls", "")).endswith(".MultiCategoryList"))
+    _loss(tree.get("loss_func"), known, str(data.get("y_cls", "")).endswith(".MultiCategoryList"))
     return Export("fastai v1 learn.export", module, known, tuple(unserved))
 
 
@@ -210,8 +247,11 @@ def _statistics(normalizes: list[Call], known: dict[str, Any], numbers: Numbers)
     return []
 
 
-def _loss(loss: Any, known: dict[str, Any], several: bool) -> list[str]:
-    """Choose softmax or sigmoid. With a loss that is not known, `several` labels a photo tell."""
+def _loss(loss: Any, known: dict[str, Any], several: bool) -> None:
+    """Choose softmax or sigmoid. With a loss that is not known, `several` labels a photo tell.
+
+    Raises NotAClassifier for a loss of numbers.
+    """
     names = {x.name for x in (loss, _attribute(loss, "func")) if isinstance(x, Call | Global)}
     if names & SIGMOID:
         known["multi_label"] = True
@@ -220,10 +260,22 @@ def _loss(loss: Any, known: dict[str, Any], several: bool) -> list[str]:
     elif names & SOFTMAX:
         known["multi_label"] = False
     elif names & REGRESSION:
-        return ["it was trained for numbers, not for classes"]
+        raise _other_target(f"numbers (its loss is {', '.join(sorted(names))})")
     elif several:
         known["multi_label"] = True
-    return []
+
+
+def _check_targets(transforms: list[str], dataset: Any) -> None:
+    """Raise NotAClassifier where a v2 learner has other targets than classes."""
+    for name, target in TARGETS.items():
+        if name in transforms or any(_all(dataset, name)):
+            raise _other_target(target)
+
+
+def _other_target(target: str) -> NotAClassifier:
+    return NotAClassifier(
+        f"The file is a learner for {target}, but this server gives photos classes. {ELSEWHERE}."
+    )
 
 
 def _all(root: Any, name: str) -> Iterator[Call]:

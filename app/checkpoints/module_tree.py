@@ -49,6 +49,11 @@ def state_dict(module: Call) -> dict[str, Tensor]:
     return tensors
 
 
+def kinds(module: Call) -> set[str]:
+    """Return the classes of the modules of a tree, with their Python modules."""
+    return {str(found.callee) for _, found in _modules(module)}
+
+
 def strange_modules(module: Call, architecture: str) -> set[str]:
     """Return the classes of modules that compute something else than their names and shapes suggest."""
     strange: set[str] = set()

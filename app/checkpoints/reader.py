@@ -14,7 +14,8 @@ import numpy as np
 from msgspec import Struct
 
 from app.checkpoints.allowlist import WEIGHTS
-from app.checkpoints.containers import EXPECTED, Container, Fetch, open_container
+from app.checkpoints.containers import Container, Fetch, open_container
+from app.checkpoints.foreign import EXPECTED, other_object
 from app.checkpoints.learner_export import Export, read_export
 from app.checkpoints.module_tree import state_dict
 from app.checkpoints.unpickler import BFLOAT16, SAVE_AGAIN, Call, Tensor
@@ -36,9 +37,6 @@ ENTRIES: Final = (
 )  # in training scripts
 MAX_SHARING: Final = 4  # how often over the bytes of a file may be shared by tensors; tied weights share once
 MAX_TENSORS: Final = 10_000  # a densenet201 has 1,200
-OTHER_FRAMEWORKS: Final = {  # whose objects people pickle and upload
-    "sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM", "pandas": "pandas",
-}  # fmt: skip
 
 
 class Checkpoint(Struct, frozen=True):
@@ -105,36 +103,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _state_dict(container: Container) -> dict[str, Tensor]:
     """Return the names and tensors: the object itself, or the entry that a training script keeps them in."""
     tree = container.tree
-    # a learner may name all that a notebook uses, but a file of weights has no use for it
-    if others := sorted(str(name) for name in container.globals if (name.module, name.name) not in WEIGHTS):
-        raise _no_weights(tree, others)
     for entry in ENTRIES:
         if isinstance(tree, dict) and isinstance(tree.get(entry), dict):
             tree = tree[entry]
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"The file holds {_describe(tree)}, but {EXPECTED}: {SAVE_AGAIN}.")
-    tensors = {
-        name: value for name, value in tree.items() if isinstance(value, Tensor) and isinstance(name, str)
-    }
+    tensors = {}
+    if isinstance(tree, dict):
+        tensors = {n: v for n, v in tree.items() if isinstance(v, Tensor) and isinstance(n, str)}
+    others = sorted(name for name in container.globals if (name.module, name.name) not in WEIGHTS)
     if not tensors:
-        raise CheckpointError(
-            f"The file holds no tensors (its entries: {str(list(tree)[:5])[:200]}), but {EXPECTED}."
+        raise other_object(tree, others)
+    if others:  # a learner may name anything in its notebook, but a file of weights needs few names
+        raise UnsafeCheckpoint(
+            f"The file names {others[0]}, which a file of weights has no use for; nothing of it was run. If "
+            f"you trained this model, {SAVE_AGAIN}."
         )
     return tensors
-
-
-def _no_weights(tree: Any, names: list[str]) -> CheckpointError:
-    """Make the error for a pickle that is neither weights nor a learner, but names other things."""
-    root = names[0].partition(".")[0] if not isinstance(tree, Call) else str(tree.callee).partition(".")[0]
-    if isinstance(tree, Call) and root in OTHER_FRAMEWORKS:
-        return CheckpointError(
-            f"The file holds an object of {OTHER_FRAMEWORKS[root]} ({tree.callee}), but {EXPECTED}: "
-            f"{SAVE_AGAIN}."
-        )
-    return UnsafeCheckpoint(
-        f"The file names {names[0]}, which a file of weights has no use for; nothing of it was run. If you "
-        f"trained this model, {SAVE_AGAIN}."
-    )
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -144,10 +127,6 @@ def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             # one wrapper may stand in another, in any order
             return _unwrapped({name.removeprefix(wrapper): value for name, value in tensors.items()})
     return tensors
-
-
-def _describe(value: Any) -> str:
-    return f"a call of {value.callee}" if isinstance(value, Call) else f"a {type(value).__name__.lower()}"
 
 
 def _arrays(tensors: dict[str, Tensor], fetch: Fetch, size: int) -> Iterator[tuple[str, Array]]:

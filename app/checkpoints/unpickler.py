@@ -49,7 +49,7 @@ class Nested(Struct, frozen=True):
     data: bytes
 
 
-class Global(Struct, frozen=True):
+class Global(Struct, frozen=True, order=True):
     """The name of a class or function: never looked up."""
 
     module: str

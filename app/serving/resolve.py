@@ -12,8 +12,9 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.checkpoints.module_tree import strange_modules
+from app.checkpoints.module_tree import kinds, strange_modules
 from app.checkpoints.reader import Checkpoint
+from app.checkpoints.task import check_task
 from app.checkpoints.unpickler import Call
 from app.engines.head import Head, read_head
 from app.engines.onnx_runtime import OnnxEngine
@@ -61,8 +62,10 @@ def recognize(arrays: Arrays, architecture: str = "", module: Call | None = None
     """The shipped network that a checkpoint's arrays are the weights of; `module` is its tree, if that is
     known.
 
-    Raises ArchitectureUnknown, CheckpointError.
+    Raises NotAClassifier, ArchitectureUnknown, CheckpointError.
     """
+    shapes = {name: array.shape for name, array in arrays.items()}
+    check_task(shapes, kinds(module) if module else ())
     graph = find_graph(arrays, architecture)
     if module is None:
         return fitted(graph, arrays)

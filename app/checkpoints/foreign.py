@@ -1,0 +1,178 @@
+"""Files that people deploy instead of a checkpoint: the name of each, and the remedy.
+
+Tells them by their first bytes, by the names in an archive, or by the one object in a pickle.
+"""
+
+import tarfile
+from collections.abc import Collection, Sequence
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Final
+
+from app.checkpoints.unpickler import SAVE_AGAIN, Call, Global, Tensor
+from app.errors import CheckpointError, NotAClassifier
+
+EXPECTED: Final = "a checkpoint such as learn.save('stage-2') writes was expected"
+PAGE: Final = ("a web page", "use the link that downloads the file itself, not the page that shows it")
+REFUSED: Final = "the host refused the download: check the link in a private browser window"
+SAVE: Final = "fastai's learn.save('stage-2') writes the file to deploy"
+UNPACK: Final = "unpack it and deploy the file inside"
+KERAS: Final = "convert the model to ONNX with tf2onnx, and deploy that"
+# By the first bytes (lower case).
+NON_CHECKPOINT_SIGNATURES: Final = (
+    (b"version https://git-lfs", "a git-lfs pointer", "run `git lfs pull`, or link to the file itself"),
+    (b"<!doctype", *PAGE),
+    (b"<html", *PAGE),
+    (b"<?xml", "an XML answer", REFUSED),
+    (b"<", *PAGE),
+    (b'{"cells"', "a notebook", SAVE),
+    (b'{"architectures"', "a config.json", "deploy the model.safetensors beside it"),
+    (b"{", "a JSON text", "if it came from a link, the host refused the download; else deploy the weights"),
+    (b"\x89hdf", "an HDF5 file, as Keras writes", KERAS),
+    (b"\x93numpy", "a numpy array", SAVE),
+    (b"\x1f\x8b", "a gzip archive", UNPACK),
+    (b"rar!", "a RAR archive", UNPACK),
+    (b"7z\xbc\xaf", "a 7-Zip archive", UNPACK),
+    (b"%pdf", "a PDF document", SAVE),
+    (b"\xff\xd8\xff", "a JPEG picture", SAVE),
+    (b"\x89png", "a PNG picture", SAVE),
+)
+WEIGHTS: Final = (".pth", ".pt", ".pkl", ".ckpt", ".bin", ".safetensors", ".onnx")  # files to deploy
+# By the names in a zip: the last part of one, its kind, the remedy.
+ARCHIVES: Final = (
+    ("model.weights.h5", "a Keras model", KERAS),
+    ("saved_model.pb", "a SavedModel of TensorFlow", KERAS),
+    ("MANIFEST.json", "a TorchServe archive", UNPACK),
+    ("Manifest.json", "a Core ML package", "deploy the network that it was converted from"),
+    ("model.json", "a model of TensorFlow.js", "deploy the network that it was converted from"),
+)
+OBJECTS: Final = {  # packages whose objects people pickle: their name, and the remedy
+    "sklearn": ("scikit-learn", "it takes rows of numbers, not photos"),
+    "joblib": ("joblib, as scikit-learn saves its models", "they take rows of numbers, not photos"),
+    "xgboost": ("XGBoost", "it takes rows of numbers, not photos"),
+    "lightgbm": ("LightGBM", "it takes rows of numbers, not photos"),
+    "catboost": ("CatBoost", "it takes rows of numbers, not photos"),
+    "pandas": ("pandas", "that is a table"),
+    "keras": ("Keras", KERAS),
+    "tensorflow": ("TensorFlow", KERAS),
+    "PIL": ("Pillow", "that is a picture"),
+}
+SHOWN: Final = 5  # names of a list
+
+
+def check_start(start: bytes, path: Path) -> None:
+    """Raise CheckpointError, naming the format, for a file whose first bytes are not a checkpoint's."""
+    if not start.strip(b"\0"):
+        found, remedy = ("full of zeros" if start else "empty"), "the copy was cut short: upload it again"
+    elif start[257:262] == b"ustar":
+        found, remedy = _in_tar(path)
+    elif start[4:8] == b"TFL3":
+        found, remedy = "a model of TensorFlow Lite", "deploy the network that it was converted from"
+    else:
+        found, remedy = _signature(start)
+    raise CheckpointError(f"The file is {found}, but {EXPECTED}: {remedy}.")
+
+
+def _signature(start: bytes) -> tuple[str, str]:
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"{"):
+        text = b"".join(text.split())
+    for signature, found, remedy in NON_CHECKPOINT_SIGNATURES:
+        if text.startswith(signature):
+            return found, remedy
+    shown = start[:16].decode("latin-1").encode("unicode_escape").decode("ascii")
+    return f"not one that torch writes (it begins with '{shown}')", SAVE_AGAIN
+
+
+def _in_tar(path: Path) -> tuple[str, str]:
+    with path.open("rb") as file:
+        names = _tar_names(file)
+    return f"a tar archive of {listed(names)}", _inside(names)
+
+
+def _tar_names(file: BinaryIO) -> list[str]:
+    """Return the first names in a tar archive; none where it is damaged."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            return [member.name for member in islice(archive, SHOWN + 1)]
+    except (tarfile.TarError, ValueError, OSError):
+        return []
+
+
+def other_zip(names: Collection[str]) -> CheckpointError:
+    """Make the error for a zip without the data.pkl of torch, by the names in it."""
+    last = {PurePosixPath(name).name for name in names}
+    for name, found, remedy in ARCHIVES:
+        if name in last:
+            return CheckpointError(f"The file is {found}, but {EXPECTED}: {remedy}.")
+    if names and all(name.endswith(".npy") for name in names):
+        return CheckpointError(
+            f"The file is a numpy archive of {listed(list(names))}, but {EXPECTED}: {SAVE}."
+        )
+    if any("aotinductor" in name for name in names):
+        return CheckpointError(
+            "The file is a network compiled by AOTInductor: it holds machine code in place of named weights. "
+            "Deploy the file of torch.save(model.state_dict(), 'model.pth')."
+        )
+    return CheckpointError(
+        f"The file is a zip file of {listed(list(names))}, without the data.pkl that torch writes; "
+        f"{EXPECTED}: {_inside(names)}."
+    )
+
+
+def _inside(names: Collection[str]) -> str:
+    """The remedy for an archive: the file in it that can be deployed."""
+    found = next((name for name in names if name.endswith(WEIGHTS)), "")
+    return f"unpack it and deploy {found[:80]}" if found else SAVE
+
+
+def other_object(tree: Any, names: Sequence[Global]) -> CheckpointError:
+    """Make the error for a pickle that is neither weights nor a network; `names` are the globals in it."""
+    if isinstance(tree, dict):
+        return _other_dict(tree)
+    package = (str(tree.callee) if isinstance(tree, Call) else str(next(iter(names), ""))).partition(".")[0]
+    if package in OBJECTS and (isinstance(tree, Call) or tree is None):
+        library, remedy = OBJECTS[package]
+        shown = f" ({tree.callee})" if isinstance(tree, Call) else ""
+        return NotAClassifier(f"The file holds an object of {library}{shown}: {remedy}.")
+    return CheckpointError(f"The file holds {_described(tree)}, but {EXPECTED}: {SAVE_AGAIN}.")
+
+
+def _other_dict(tree: dict[Any, Any]) -> CheckpointError:
+    optimizers = [name for name, value in [("", tree), *tree.items()] if _is_optimizer(value)]
+    if optimizers:
+        return CheckpointError(
+            "The file holds the state of an optimizer alone, without the weights of the network. Save those: "
+            "learn.save('stage-2'), or torch.save(model.state_dict(), 'model.pth')."
+        )
+    return CheckpointError(
+        f"The file holds no tensors (its entries: {listed([str(name) for name in tree])}), but {EXPECTED}."
+    )
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() >= {"state", "param_groups"}
+
+
+def _described(tree: Any) -> str:
+    match tree:
+        case Tensor(size=size):
+            return f"one tensor of {size}"
+        case list() | tuple():
+            kinds = sorted({_described(item) for item in islice(tree, SHOWN)})
+            return f"a list of {len(tree)} ({listed(kinds)})"
+        case Call(callee=Global(name="_reconstruct" | "scalar")):
+            return "a numpy array"
+        case Call():
+            return f"an object {tree.callee}"
+        case None:
+            return "nothing (None)"
+        case str():
+            return "a text"
+    return f"a {type(tree).__name__}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Show the first of many names."""
+    shown = ", ".join(name[:60] for name in names[:SHOWN])
+    return f"{shown or 'nothing'}, ..." if len(names) > SHOWN else shown or "nothing"
