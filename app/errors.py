@@ -12,6 +12,7 @@
     |  |  |- ArchitectureUnknown     no graph fits its tensors
     |  |  `- ClassesMismatch         the class list does not fit its outputs
     |  |- ProofError                 the predictions differ from the notebook's
+    |  |- Int8Unavailable            the network cannot compute in int8
     |  |- ToolMissing                a package or program that only this command needs
     |  `- DeployError                Vercel's command line failed; with its exit code
     `- RequestError                  one request failed: a status, a code, a sentence
@@ -51,7 +52,7 @@ Code = Literal[
     "payload-too-large",
     "uri-too-long",
     "unsupported-media-type",
-    "unrecognized-image",
+    "unrecognised-image",
     "format-not-allowed",
     "not-an-image",
     "image-too-large",
@@ -87,7 +88,7 @@ CODES: Final[Mapping[Code, tuple[int, str]]] = {
     "payload-too-large": (413, "The upload is larger than `max_upload_mb`."),
     "uri-too-long": (414, "The address is too long."),
     "unsupported-media-type": (415, "The content type is neither multipart/form-data nor image/*."),
-    "unrecognized-image": (415, "The file is not a picture in a known format."),
+    "unrecognised-image": (415, "The file is not a picture in a known format."),
     "format-not-allowed": (415, "The picture has a format that the server does not decode, such as HEIC."),
     "not-an-image": (415, "The link leads to a file that is not an image."),
     "image-too-large": (422, "The picture has too many pixels or bytes, or takes too long to decode."),
@@ -164,6 +165,10 @@ class ProofError(StartupError):
     """Predictions that differ from the notebook's for the photos of the proof."""
 
 
+class Int8Unavailable(StartupError):
+    """The network cannot compute in int8; the message is the reason, without a full stop."""
+
+
 class ToolMissing(StartupError):
     """A missing package or program of one command; the message says how to install it."""
 
@@ -220,7 +225,7 @@ class UnsupportedMedia(RequestError):
     """An upload that is not a picture in an accepted format."""
 
     status = 415
-    code = "unrecognized-image"
+    code = "unrecognised-image"
 
 
 class BadImage(RequestError):

@@ -1,5 +1,6 @@
 """How far long work has come: what reports it, and how a line shows it."""
 
+import sys
 from typing import Protocol
 
 
@@ -16,3 +17,13 @@ def progress_bar(phase: str, percent: int | None, received: int | None) -> str:
     if percent is not None:
         return f"{phase} [{'#' * (percent // 4):25}] {percent} %"
     return phase if received is None else f"{phase}, {received / 1e6:.0f} MB"
+
+
+def show_progress(
+    phase: str, percent: int | None, received: int | None = None, total: int | None = None
+) -> None:
+    """Show the line on standard error if it is a terminal; an empty phase clears it."""
+    if sys.stderr.isatty():
+        bar = progress_bar(phase, percent, received)
+        sys.stderr.write(f"\r\x1b[K{bar}")
+        sys.stderr.flush()

@@ -26,10 +26,13 @@ from app.photos.transforms import IMAGENET_MEAN, IMAGENET_STD, PadMode, Pipeline
 SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
 MODELS: Final = Path(__file__).parent / "models"  # the demo, and the cache of downloads
 DEMO: Final = MODELS / "stage-2.pth"  # what the shipped settings.toml names
+# What the setting `engine` may be: the module of app/engines that computes, imported only when it is chosen
+ENGINES: Final = {"auto": "onnx_runtime", "fastai": "learner"}
 PREFIX: Final = "APP_"
 ORIGIN: Final = r"^(\*|https?://[^/\s]+)$"
 RENAMED: Final = {"exact": "jpeg_downscale = true is what exact = false was"}
 Channels = tuple[float, float, float]
+PrecisionName = Literal["float32", "auto", "int8"]
 Side = Annotated[int, Meta(ge=16, le=1024)]
 Sides = tuple[Side, Side]
 
@@ -65,11 +68,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         Meta(pattern="^([0-9a-f]{64})?$", description="The server refuses a file with another SHA-256."),
     ] = ""
     engine: Annotated[
-        Literal["auto", "fastai"],
+        str,
         Meta(description='"fastai" predicts with a real Learner, which needs torch; "auto" does not.'),
     ] = "auto"
     precision: Annotated[
-        Literal["float32", "auto", "int8"],
+        PrecisionName,
         Meta(
             description='"auto" computes in int8 if the proof agrees and int8 is faster. "int8" refuses to '
             "start if the proof disagrees."
@@ -287,6 +290,8 @@ def _sentence(
 
 def _check(settings: Settings) -> None:
     """What types cannot say."""
+    if settings.engine not in ENGINES:
+        raise SettingsError(f"engine is {settings.engine!r}; one of {', '.join(ENGINES)} was expected.")
     seen: set[str] = set()
     for name in settings.classes:
         if name in seen:

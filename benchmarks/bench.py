@@ -161,15 +161,15 @@ def engine_alone(checkpoint: Path, photo: Path, seconds: float) -> dict[str, flo
     """The limit: the engine in this process, without HTTP; and what decoding takes beside it."""
     sys.path.insert(0, str(ROOT))
     from app.checkpoints.reader import read_checkpoint
-    from app.engines.head import read_head
-    from app.engines.onnx_runtime import Engine
+    from app.engines.contract import fitted
+    from app.engines.onnx_runtime import GraphEngine
     from app.graphs.graph import find_graph
     from app.photos.decode import decode
     from app.photos.transforms import Preprocess
 
     arrays = read_checkpoint(checkpoint).arrays
     graph = find_graph(arrays)
-    engine = Engine(graph.path, graph.float32(arrays), read_head(arrays, graph.channels))
+    engine = GraphEngine(fitted(graph, arrays))
     preprocess, data = Preprocess(), photo.read_bytes()
     pixels = preprocess(decode(data))
     engine.run([pixels])

@@ -24,6 +24,12 @@ import numpy as np
 import pytest
 import requests
 
+from app.metrics import Metrics
+from app.progress import Report
+from app.serving.opening import open_model
+from app.serving.predictor import Predictor
+from app.settings import Settings
+
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 IMAGES = sorted((DATA / "images").iterdir())
@@ -200,6 +206,11 @@ def run_app(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
         text=True,
         timeout=SECONDS,
     )
+
+
+async def open_predictor(settings: Settings, report: Report = lambda *_: None) -> Predictor:
+    """A predictor of the model that the settings name."""
+    return Predictor(await open_model(settings, report), Metrics())
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,8 @@ from msgspec import NODEFAULT, Meta
 from app import __version__
 from app.engines.grad_cam import Explanation
 from app.errors import CODES
-from app.serving.predictor import ModelCard, Prediction
+from app.serving.card import ModelCard
+from app.serving.predictor import Prediction
 from app.settings import DEFAULTS, HINTS, SETTINGS_FILE
 from tests import faults, support
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from app.checkpoints.reader import read_checkpoint
-from app.engines.head import read_head
-from app.engines.learner import LearnerEngine, rebuild
-from app.engines.onnx_runtime import Engine
+from app.engines.contract import fitted
+from app.engines.learner import LearnerEngine
+from app.engines.onnx_runtime import GraphEngine
 from app.graphs.graph import find_graph
 from app.photos.decode import decode
 from app.photos.transforms import Preprocess
+from app.serving.recognize import recognize
 from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT
 
 BAR = 1e-3  # the largest difference of any probability of any picture
@@ -41,7 +42,7 @@ def served(path: Path, preprocess: Preprocess, architecture: str = "") -> Callab
     """The way of a picture through the engine, from a file that fastai saved."""
     arrays = read_checkpoint(path).arrays
     graph = find_graph(arrays, architecture)
-    engine = Engine(graph.path, graph.float32(arrays), read_head(arrays, graph.channels))
+    engine = GraphEngine(fitted(graph, arrays))
     return lambda photo: engine.run([preprocess(decode(photo.read_bytes(), "ignore"))])[0].probabilities
 
 
@@ -111,10 +112,10 @@ def test_v1_files_answer_as_fastai_v1_predicted(v1_predictions: dict[str, np.nda
 
 @pytest.mark.torch
 def test_the_fastai_engine_answers_as_fastai_v1_predicted(v1_predictions: dict[str, np.ndarray]) -> None:
-    model, head = rebuild("squeezenet1_1", read_checkpoint(V1_CHECKPOINT).arrays)
-    engine = LearnerEngine(model, head, BEARS, Preprocess("fastai1"))
+    engine = LearnerEngine(recognize(read_checkpoint(V1_CHECKPOINT)), BEARS)
+    prepare, run = engine.bind(Preprocess("fastai1"))
     for photo in IMAGES:
-        (mine,) = engine.run([engine.prepare(decode(photo.read_bytes(), "ignore"))])
+        (mine,) = run([prepare(decode(photo.read_bytes(), "ignore"))])
         assert np.abs(mine.probabilities - v1_predictions[photo.name]).max() <= 3e-5, photo.name
 
 
@@ -124,10 +125,10 @@ def test_the_fastai_engine_answers_as_the_notebooks_learner(
 ) -> None:
     preprocess = PIPELINES[pipeline][2]
     learn = learner_of(pipeline, "squeezenet1_1", make_learner, vision)
-    model, head = rebuild("squeezenet1_1", read_checkpoint(learn.save("stage-2", with_opt=False)).arrays)
-    engine = LearnerEngine(model, head, BEARS, preprocess)
+    network = recognize(read_checkpoint(learn.save("stage-2", with_opt=False)))
+    prepare, run = LearnerEngine(network, BEARS).bind(preprocess)
     photos = IMAGES[::6]
-    answers = engine.run([engine.prepare(decode(photo.read_bytes(), "ignore")) for photo in photos])
+    answers = run([prepare(decode(photo.read_bytes(), "ignore")) for photo in photos])
     for photo, mine in zip(photos, answers, strict=True):
         assert np.abs(mine.probabilities - predict(learn)(photo)).max() <= 1e-4, (
             photo.name
@@ -138,7 +139,7 @@ def test_a_batch_answers_as_its_photos_alone(make_learner: Callable[..., Any], v
     path = make_learner("resnet18", vision.Resize(224)).save("stage-2", with_opt=False)
     arrays = read_checkpoint(path).arrays
     graph = find_graph(arrays)
-    engine = Engine(graph.path, graph.float32(arrays), read_head(arrays, graph.channels))
+    engine = GraphEngine(fitted(graph, arrays))
     pixels = [Preprocess()(decode(photo.read_bytes())) for photo in IMAGES[:5]]
     for together, one in zip(engine.run(pixels), pixels, strict=True):
         (alone,) = engine.run([one])

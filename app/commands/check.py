@@ -1,13 +1,13 @@
-"""How good is what is served: from the answers to a labelled folder to figures, as text and as a page.
+"""`python -m app check`: evaluate the model on a folder of labeled photos, as text and as a page."""
 
-Knows nothing of terminals: whoever calls shows the progress and the result.
-"""
-
+import argparse
+import asyncio
 import base64
 import html
 import io
 import string
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,11 @@ from msgspec import Struct
 from PIL import Image
 
 from app.errors import RequestError, StartupError
+from app.metrics import Metrics
+from app.progress import show_progress
+from app.serving.opening import open_model
 from app.serving.predictor import Prediction, Predictor
+from app.settings import Settings, load_settings
 from app.types import Float32
 
 BINS: Final = (
@@ -40,7 +44,7 @@ class Mistake(Struct, frozen=True):
 
 
 class Evaluation(Struct, frozen=True):
-    """The answers to a labelled folder: photos, true classes (N,), probabilities (N, classes), familiarity
+    """The answers to a labeled folder: photos, true classes (N,), probabilities (N, classes), familiarity
     (N,).
     """
 
@@ -128,7 +132,7 @@ class Saved(Struct, frozen=True):
     predictions: dict[str, tuple[float, ...]]
 
 
-def labelled_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+def labeled_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     """The files in a folder with one sub-folder a class, each with the index of its class.
 
     Raises StartupError where a sub-folder is no class, or there is no file.
@@ -149,28 +153,45 @@ def labelled_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, in
     return photos
 
 
-async def evaluate(
-    folder: Path,
-    predictor: Predictor,
-    report: Callable[[str, int | None], None],
-    left_out: Callable[[Path, Exception], None],
-) -> Evaluation:
-    """Ask a predictor about every photo of a labelled folder; `left_out` hears of files that are no photos.
+def run(options: argparse.Namespace) -> int:
+    """Print the figures about `options.folder`, and write the page if one is asked for."""
+    result = asyncio.run(_evaluate(options.folder, load_settings(options.settings)))
+    print(as_text(result))
+    if options.against:
+        print(f"\n{against(result, options.folder, options.against)}")
+    if options.html:
+        options.html.write_text(as_page(result), "utf-8")
+        print(f"\n{options.html} shows the worst mistakes")
+    return 0
 
-    Raises StartupError where the folder is not labelled by the classes, or holds no photo.
+
+async def _evaluate(folder: Path, settings: Settings) -> Evaluation:
+    predictor = Predictor(await open_model(settings, show_progress), Metrics())
+    try:
+        if predictor.multi_label:
+            raise StartupError("check needs one right class a photo; multi_label has several.")
+        return await evaluate(folder, predictor)
+    finally:
+        await predictor.close()
+
+
+async def evaluate(folder: Path, predictor: Predictor) -> Evaluation:
+    """Predict every photo of a labeled folder; a file that is not a photo is named and left out.
+
+    Raises StartupError unless the folder is labeled by the classes and holds a photo.
     """
     classes = predictor.card.classes
-    labelled = labelled_photos(folder, classes)
+    labeled = labeled_photos(folder, classes)
     answered: list[tuple[Path, int, Prediction]] = []
-    for done, (path, truth) in enumerate(labelled):
-        report("checking", done * 100 // len(labelled))
+    for done, (path, truth) in enumerate(labeled):
+        show_progress("checking", done * 100 // len(labeled))
         try:
             answered.append((path, truth, await predictor.predict(path.read_bytes())))
         except (RequestError, OSError) as error:
-            left_out(path, error)
-    report("", None)
+            print(f"{path} is left out: {error}", file=sys.stderr)
+    show_progress("", None)
     if not answered:
-        raise StartupError(f"None of the {len(labelled)} files in {folder} is a photo that can be read.")
+        raise StartupError(f"None of the {len(labeled)} files in {folder} is a photo that can be read.")
     photos, truths, predictions = zip(*answered, strict=True)
     scores = [{row.label: row.score for row in prediction.predictions} for prediction in predictions]
     familiarity = [prediction.familiarity for prediction in predictions]

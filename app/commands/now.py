@@ -4,6 +4,7 @@ What is staged is listed here, not what is left out: so no tests, no notes, no o
 that were tried, file and environment together, are the settings that are staged.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -11,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, Final
@@ -20,10 +21,8 @@ from msgspec.structs import replace
 
 from app.errors import DeployError, SettingsError, ToolMissing
 from app.fetching.links import is_url
-from app.metrics import Metrics
-from app.progress import Report
-from app.serving.opening import open_predictor
-from app.serving.predictor import ModelCard
+from app.progress import show_progress
+from app.serving.opening import open_model
 from app.settings import PLACES, SETTINGS_FILE, Settings, as_toml, load_settings
 
 APP: Final = SETTINGS_FILE.parent
@@ -44,63 +43,47 @@ REFUSALS: Final = (
     ),
 )
 
-Say = Callable[[str], None]
+
+def say(line: str) -> None:
+    """Print at once, in order with the output of Vercel's command line."""
+    print(line, flush=True)
 
 
-def opened(settings: Settings, report: Report) -> ModelCard:
-    """Download what is to be served, open it, let it answer once, close it. Raises StartupError."""
+def run(options: argparse.Namespace) -> int:
+    """Deploy to Vercel as the project `options.name`, and print the link.
 
-    async def run() -> ModelCard:
-        predictor = await open_predictor(settings, report, Metrics())
-        await predictor.close()
-        return predictor.card
-
-    try:
-        return asyncio.run(run())
-    finally:
-        report("", None)
-
-
-def now(
-    settings_file: Path,
-    *,
-    name: str,
-    production: bool,
-    dry_run: bool,
-    arguments: Sequence[str],
-    say: Say,
-    report: Report,
-) -> None:
-    """Deploy to Vercel as the project `name`, and say the link.
-
-    `arguments` are handed on to its command line. `dry_run` shows what would be sent, and sends nothing.
-    Raises StartupError where that could not be served, ToolMissing without the command line, and DeployError
-    where it fails.
+    `options.vercel` goes to Vercel's command line. `options.dry_run` shows the files and sends nothing.
+    Raises StartupError if the model could not be served, ToolMissing without the command line, and
+    DeployError if it fails.
     """
-    settings = load_settings(settings_file)
+    settings = load_settings(options.settings)
     if settings.engine == "fastai":
         raise SettingsError(
             'engine is "fastai", but the image that Vercel builds has no torch. Take that line out; or build '
             f"the image with --target full: {ELSEWHERE}."
         )
-    command = [] if dry_run else _command_line()
-    say(f"settings    {settings_file}")
-    card = opened(settings, report)
+    command = [] if options.dry_run else _command_line()
+    say(f"settings    {options.settings}")
+    try:
+        card = asyncio.run(open_model(settings, show_progress)).card
+    finally:
+        show_progress("", None)
     say(f"checkpoint  {card.architecture}, {_megabytes(card.bytes)}: it opens, and answers")
     say(f"classes     {len(card.classes)}, as many as it has: {', '.join(card.classes)[:80]}")
     with TemporaryDirectory() as temporary:
-        folder = Path(temporary) / _project(name or ROOT.name)
+        folder = Path(temporary) / _project(options.name or ROOT.name)
         stage(settings, folder)
-        _describe(folder, say)
-        if dry_run:
+        _describe(folder)
+        if options.dry_run:
             for path in _files(folder):
                 say(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
             for path in (folder / "vercel.json", folder / "app" / SETTINGS_FILE.name):
                 say(f"\n{path.relative_to(folder)}:\n{path.read_text('utf-8')}")
-            return
+            return 0
         say("vercel      builds the image; the first time takes some minutes")
-        command += ["deploy", "--yes", "--json", *(["--prod"] if production else []), *arguments]
+        command += ["deploy", "--yes", "--json", *(["--prod"] if options.prod else []), *options.vercel]
         say(_links(_run(command, folder)))
+    return 0
 
 
 def stage(settings: Settings, folder: Path) -> None:
@@ -160,7 +143,7 @@ def _project(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50] or "classifier"
 
 
-def _describe(folder: Path, say: Say) -> None:
+def _describe(folder: Path) -> None:
     sizes = [path.stat().st_size for path in _files(folder)]
     say(f"files       {len(sizes)}, {_megabytes(sum(sizes))}, as the project {folder.name}")
     if sum(sizes) > FREE_PLAN:

@@ -1,17 +1,25 @@
-"""What every engine offers: how a photo becomes its input, and how inputs become outputs."""
+"""The contract of an engine: from a recognized network and a pipeline to outputs.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+A new engine is a module beside this one, with a function `load` of type `Load`, a row of `settings.ENGINES`,
+and its test.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 from msgspec import Struct
 from PIL import Image
 
+from app.engines.head import Head, read_head
+from app.graphs.graph import Graph
 from app.photos.transforms import Preprocess
-from app.types import Float32
+from app.types import Arrays, Float32, Size
+
+WRITERS = {1: "fastai v1", 2: "fastai v2", 0: "torchvision or timm"}  # by the generation of the head
 
 
 class Output(Struct, frozen=True):
-    """What a network says of one photo.
+    """The network's output for one photo.
 
     `probabilities` is (classes,) float32; `features` is the pooled feature map they are computed from.
     """
@@ -20,6 +28,95 @@ class Output(Struct, frozen=True):
     features: Float32
 
 
+class Recognized(Protocol):
+    """What a recognized network decides before it is built.
+
+    `generation` is the generation of fastai that wrote the head: 1 or 2; 0 for other libraries. `outputs` is
+    the number of classes, `size` the only (height, width) that the network takes, None where it takes any.
+    `writer` is the library that the names in the file belong to.
+    """
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def size(self) -> Size | None: ...
+    @property
+    def writer(self) -> str: ...
+
+
+class Network(Struct, frozen=True):
+    """A checkpoint's weights under the names of the graph that they fit, and the head behind it."""
+
+    graph: Graph
+    arrays: Arrays
+    head: Head
+
+    @property
+    def architecture(self) -> str:
+        """The name of the graph."""
+        return self.graph.architecture
+
+    @property
+    def generation(self) -> int:
+        """That of the head."""
+        return self.head.generation
+
+    @property
+    def outputs(self) -> int:
+        """Those of the head."""
+        return self.head.outputs
+
+    @property
+    def size(self) -> Size | None:
+        """That of the graph."""
+        return self.graph.size
+
+    @property
+    def writer(self) -> str:
+        """That of the head."""
+        return WRITERS[self.generation]
+
+
+def fitted(graph: Graph, arrays: Arrays) -> Network:
+    """Return the network of a graph that is known to fit. Raises CheckpointError for an unknown head."""
+    renamed = graph.rename(arrays)
+    return Network(graph, renamed, read_head(renamed, graph.channels, graph.head))
+
+
 Prepare = Callable[[Image.Image], Any]  # a decoded photo -> the input of `Run`
 Run = Callable[[Sequence[Any]], list[Output]]  # N inputs -> N outputs
-Answerer = Callable[[Preprocess], tuple[Prepare, Run]]  # an engine behind a pipeline
+Bind = Callable[[Preprocess], tuple[Prepare, Run]]  # an engine's, behind any pipeline
+Look = Callable[[Any], tuple[Output, Float32]]  # an input -> its output, and its (C, h, w) feature map
+
+
+class Engine(Protocol):
+    """A network ready to compute behind any pipeline.
+
+    `name` is for people; the model card lists the versions of `packages`. `exact` means that photos are
+    always decoded at full size. `predict_with_features` is None where no feature map can explain an answer.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def packages(self) -> tuple[str, ...]: ...
+    @property
+    def exact(self) -> bool: ...
+    @property
+    def predict_with_features(self) -> Look | None: ...
+
+    def bind(self, preprocess: Preprocess) -> tuple[Prepare, Run]:
+        """Return the two functions that answer photos through this pipeline."""
+
+    def quantized(self, pixels: Iterable[Float32]) -> "Engine":
+        """Return the same engine in int8, calibrated on photos, (3, H, W) float32 each.
+
+        Raises Int8Unavailable with the reason.
+        """
+
+
+Load = Callable[[Network, Sequence[str], bool], Engine]  # network, classes, multi_label

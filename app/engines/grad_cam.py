@@ -5,20 +5,19 @@ Knows nothing of files or requests. The body gives the feature map, the numpy he
 
 import base64
 import io
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from msgspec import Struct
 from PIL import Image
 
-from app.engines.contract import Output
+from app.engines.contract import Look, Prepare
 from app.engines.head import Head
 from app.errors import BadOutput, BadRequest, NotExplained
 from app.photos.transforms import Preprocess, extra_edge
 from app.types import Float32, Float64
 
-Look = Callable[[Any], tuple[Output, Float32]]  # a prepared photo -> its answer and its (C, h, w) feature map
 Region = tuple[float, float, float, float]  # left, top, width, height as shares of the upright photo
 
 OVERLAY_SIDE: Final = 256  # px of the longer side: smooth when it is stretched over a photo, and about 8 kB
@@ -54,7 +53,7 @@ class Explainer:
 
     def __init__(
         self,
-        prepare: Callable[[Image.Image], Any],
+        prepare: Prepare,
         look: Look,
         head: Head,
         preprocess: Preprocess,

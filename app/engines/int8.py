@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from app.engines.onnx_runtime import bound_session
+from app.engines.sessions import bound_session
 from app.graphs.graph import EPSILON, Graph, Int8
 from app.types import Array, Arrays, Float32, Float64
 

@@ -4,38 +4,40 @@ Imports torch and fastai, and only inside its functions.
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from app.engines.contract import Output
-from app.engines.head import Head, read_head, sigmoid, softmax
+from app.engines.contract import Network, Output, Prepare, Run
+from app.engines.head import Head, sigmoid, softmax
 from app.engines.layers import BatchNorm, Linear
-from app.errors import ArchitectureUnknown
+from app.errors import ArchitectureUnknown, Int8Unavailable
 from app.graphs.export import create_body, import_fastai
 from app.photos.transforms import Preprocess
-from app.types import Arrays, Float32
+from app.types import Float32
 
 if TYPE_CHECKING:
     import torch
 
 
-def rebuild(architecture: str, arrays: Arrays) -> "tuple[torch.nn.Module, Head]":
-    """fastai's model with the checkpoint's weights, ready to evaluate, and the head as it was read.
+def rebuild(network: Network) -> "torch.nn.Module":
+    """Return fastai's model with the checkpoint's weights, ready to evaluate.
 
-    Raises ArchitectureUnknown where the tensors are not those of `architecture`, CheckpointError,
-    ToolMissing.
+    Raises ArchitectureUnknown where fastai does not make such a network, ToolMissing.
     """
     vision = import_fastai()
     torch = importlib.import_module("torch")
-    body = create_body(architecture)
-    with torch.no_grad():
-        channels = body(torch.zeros(1, 3, 224, 224)).shape[1]
-    head = read_head(arrays, channels)
+    arrays, head = network.arrays, network.head
+    if head.generation == 0:
+        raise ArchitectureUnknown(
+            'engine = "fastai" rebuilds networks with a head by fastai\'s create_head, and this one has '
+            "another: take engine out of the settings."
+        )
+    body = create_body(network.architecture)
     head_module = vision.create_head(
-        channels,
+        network.graph.channels,
         head.outputs,
         lin_ftrs=[layer.weight.shape[0] for layer in head.layers if isinstance(layer, Linear)][:-1],
         pool=head.pool != "none",
@@ -51,17 +53,42 @@ def rebuild(architecture: str, arrays: Arrays) -> "tuple[torch.nn.Module, Head]"
         model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
     except RuntimeError as error:
         raise ArchitectureUnknown(
-            f"The file is no {architecture}: {' '.join(str(error).split())[:300]}"
+            f"The file is not a {network.architecture}: {' '.join(str(error).split())[:300]}"
         ) from error
-    return model, head
+    return model  # type: ignore[no-any-return]
 
 
 class LearnerEngine:
-    """The 2019 starter pack taken literally: a fastai `Learner` with the class list, its own transforms,
-    torch.
+    """The 2019 starter pack taken literally: fastai's model, its own transforms, the class list, torch."""
 
-    `prepare` and `run` are what `Preprocess` and `Engine.run` are for the shipped graphs.
-    """
+    name = "fastai"
+    packages = ("fastai", "torch")
+    exact = True  # the reference
+    predict_with_features = None  # one learner cannot do that while it predicts
+
+    def __init__(self, network: Network, classes: Sequence[str], multi_label: bool = False) -> None:
+        self._model = rebuild(network)
+        self._head = network.head
+        self._classes = classes
+        self._multi_label = multi_label
+
+    def bind(self, preprocess: Preprocess) -> tuple[Prepare, Run]:
+        """Return the two functions of a Learner with this pipeline."""
+        bound = BoundLearner(self._model, self._head, self._classes, preprocess, self._multi_label)
+        return bound.prepare, bound.run
+
+    def quantized(self, pixels: Iterable[Float32]) -> "LearnerEngine":
+        """Raise Int8Unavailable."""
+        raise Int8Unavailable('engine = "fastai" computes as the notebook does')
+
+
+def load(network: Network, classes: Sequence[str], multi_label: bool) -> LearnerEngine:
+    """Return the engine of a recognized network. Raises ArchitectureUnknown, ToolMissing."""
+    return LearnerEngine(network, classes, multi_label)
+
+
+class BoundLearner:
+    """A fastai `Learner` with the transforms of one pipeline."""
 
     def __init__(
         self,
@@ -69,9 +96,8 @@ class LearnerEngine:
         head: Head,
         classes: Sequence[str],
         preprocess: Preprocess,
-        multi_label: bool = False,
+        multi_label: bool,
     ) -> None:
-        """Put a model and its head, from `rebuild`, into a Learner."""
         vision = import_fastai()
         self._torch = importlib.import_module("torch")
         self._head = head
@@ -79,9 +105,8 @@ class LearnerEngine:
         dls = _dataloaders(vision, classes, preprocess)
         loss = vision.BCEWithLogitsLossFlat() if multi_label else vision.CrossEntropyLossFlat()
         self._activation = sigmoid if multi_label else softmax
-        self._learn = vision.Learner(
-            dls, model, loss_func=loss
-        )  # get_preds takes the activation from the loss
+        # get_preds takes the activation from the loss
+        self._learn = vision.Learner(dls, model, loss_func=loss)
 
     def prepare(self, image: Image.Image) -> Any:
         """A photo as `run` takes it: as it is, or as pixels where only v1 had the pipeline."""

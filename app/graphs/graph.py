@@ -20,6 +20,9 @@ FOLDER: Final = Path(__file__).parent / "data"
 COUNTER: Final = "num_batches_tracked"  # BatchNorm's, of no use after training
 EPSILON: Final = np.float32(1e-5)  # torch.nn.BatchNorm's default, which fastai leaves alone
 WHOLE: Final = ("whole",)  # the head steps of a graph that ends with the logits
+WHERE_TORCH_IS: Final = (
+    " Or serve it where requirements.txt is installed: the network in the file is rebuilt there."
+)
 
 logger = logging.getLogger(__name__)
 

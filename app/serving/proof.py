@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from app.engines.contract import Answerer, Output
+from app.engines.contract import Bind, Output
 from app.errors import ProofError, RequestError
 from app.photos.decode import Exif, decode
 from app.photos.transforms import IMAGENET_MEAN, IMAGENET_STD, METHODS, Preprocess
@@ -73,7 +73,7 @@ def read_proof(path: Path) -> Proof:
 
 
 def prove(
-    proof: Proof, classes: Sequence[str], answerer: Answerer, preprocess: Preprocess, exif: Exif
+    proof: Proof, classes: Sequence[str], bind: Bind, preprocess: Preprocess, exif: Exif
 ) -> tuple[ProofResult, list[Output]]:
     """Replay the proof through the pipeline that is served: how well it agrees, and the answers.
 
@@ -84,18 +84,16 @@ def prove(
             f"The classes in the settings are {', '.join(classes)[:300]}, but the notebook's are, in this "
             f"order: classes = {msgspec.json.encode(proof.classes).decode()[:1000]}"
         )
-    answers = replay(proof, answerer, preprocess, exif)
+    answers = replay(proof, bind, preprocess, exif)
     result = compare(proof, answers)
     if result.agrees:
         return result, answers
-    raise ProofError(
-        f"{_disagreement(proof, answers, result)} {_diagnosis(proof, answerer, preprocess, exif)}"
-    )
+    raise ProofError(f"{_disagreement(proof, answers, result)} {_diagnosis(proof, bind, preprocess, exif)}")
 
 
-def replay(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif) -> list[Output]:
+def replay(proof: Proof, bind: Bind, preprocess: Preprocess, exif: Exif) -> list[Output]:
     """The answers to the photos, by the pipeline as given. Raises ProofError where a photo cannot be read."""
-    prepare, run = answerer(preprocess)
+    prepare, run = bind(preprocess)
     answers = []
     for photo in proof.photos:
         try:
@@ -127,12 +125,12 @@ def _disagreement(proof: Proof, answers: Sequence[Output], result: ProofResult) 
     )
 
 
-def _diagnosis(proof: Proof, answerer: Answerer, preprocess: Preprocess, exif: Exif) -> str:
+def _diagnosis(proof: Proof, bind: Bind, preprocess: Preprocess, exif: Exif) -> str:
     """The sentence that names the one setting whose change makes all agree, if there is one."""
     for setting, changed, turned in _suspects(preprocess, exif):
-        if compare(proof, replay(proof, answerer, changed, turned)).agrees:
+        if compare(proof, replay(proof, bind, changed, turned)).agrees:
             return f"With {setting} all agree: say so in the settings."
-    if order := _order(proof, replay(proof, answerer, preprocess, exif)):
+    if order := _order(proof, replay(proof, bind, preprocess, exif)):
         return f"With the classes in another order all agree: the checkpoint was trained with {order}."
     return (
         "No single setting makes them agree (tried: exif, pipeline, resize_method, mean and std, image_size, "

@@ -17,14 +17,13 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from app.errors import RequestError, StartupError
 from app.metrics import Metrics
 from app.settings import Settings
 from app.web.access import admit, set_session
 from app.web.middleware import RequestMiddleware
 from app.web.pages import VIEW, Pages
-from app.web.problems import as_json, as_prediction, failed_request, failed_route
-from app.web.state import STARTING_RETRY, Service
+from app.web.problems import HANDLERS, as_json, as_prediction
+from app.web.state import STARTING_RETRY, OnFailure, Service
 from app.web.upload import max_body, read_photo
 
 Answer = TypeVar("Answer")
@@ -33,7 +32,7 @@ FRESH: Final = {"cache-control": "no-cache"}  # browsers revalidate: settings an
 MAX_UPLOADING: Final = 64_000_000  # bytes of all uploads together, in memory: twenty as phones send them
 
 
-def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -> Starlette:
+def create_app(settings: Settings, on_failure: OnFailure) -> Starlette:
     """Build the application. It answers at once and opens the model in the background.
 
     `on_failure` is called once, from the event loop, if the model cannot be opened.
@@ -82,10 +81,7 @@ def create_app(settings: Settings, on_failure: Callable[[StartupError], None]) -
                 origins=settings.cors_origins,
             )
         ],
-        exception_handlers={
-            RequestError: failed_request,  # type: ignore[dict-item]  # Starlette types them by Exception
-            HTTPException: failed_route,  # type: ignore[dict-item]
-        },
+        exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a redirect would build a link from the Host header

@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 
 from app.errors import SettingsError
 from app.photos.decode import MAX_PIXELS, MAX_SIDE
-from app.serving.predictor import ModelCard, Prediction, Score
+from app.serving.card import ModelCard
+from app.serving.predictor import Prediction, Score
 from app.settings import DEMO, Settings
 from app.web.colors import GROUNDS, color_rules
 

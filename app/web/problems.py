@@ -5,9 +5,9 @@ A failure is an RFC 9457 problem, or a page with the same sentence. Nothing else
 
 import html
 import json
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -126,6 +126,9 @@ async def failed_route(request: Request, error: HTTPException) -> Response:
         405: f"{request.method} is not allowed at this address; the header Allow lists the methods that are.",
     }.get(error.status_code, error.detail)
     return problem(request, error.status_code, code, detail, headers)
+
+
+HANDLERS: Final[Mapping[Any, Any]] = {RequestError: failed_request, HTTPException: failed_route}
 
 
 async def unknown_method(scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,8 +12,9 @@ from typing import Final
 from app.errors import StartupError, Unavailable
 from app.logs import log_progress
 from app.metrics import Metrics
-from app.serving.opening import open_predictor
-from app.serving.predictor import ModelCard, Predictor
+from app.serving.card import ModelCard
+from app.serving.opening import open_model
+from app.serving.predictor import Predictor
 from app.settings import Settings
 from app.web.access import ApiKeys, RateLimiter
 
@@ -23,12 +24,13 @@ MAX_FETCHING: Final = 6  # images fetched at the same time: as much memory as up
 logger = logging.getLogger(__name__)
 
 
+OnFailure = Callable[[StartupError], None]
+
+
 class Service:
     """The state of one server: the predictor once it is open, and until then the progress of opening it."""
 
-    def __init__(
-        self, settings: Settings, metrics: Metrics, on_failure: Callable[[StartupError], None]
-    ) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, on_failure: OnFailure) -> None:
         self.settings = settings
         self.metrics = metrics
         self._on_failure = on_failure
@@ -77,7 +79,7 @@ class Service:
         """Open the predictor; hand a failure to `on_failure`."""
         start = time.monotonic()
         try:
-            self._predictor = await open_predictor(self.settings, self.report, self.metrics)
+            self._predictor = Predictor(await open_model(self.settings, self.report), self.metrics)
         except Exception as error:  # an unexpected one must not leave a server that never gets ready
             self.report("failed", None)
             if not isinstance(error, StartupError):

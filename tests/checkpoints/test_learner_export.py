@@ -16,7 +16,7 @@ from app.checkpoints.reader import Checkpoint, read_checkpoint
 from app.checkpoints.unpickler import Unpickler
 from app.errors import ArchitectureUnknown, CheckpointError
 from app.graphs.export import create_body
-from app.serving.resolve import recognize
+from app.serving.recognize import recognize
 from tests.conftest import BEARS, DATA, IMAGES
 
 V1 = DATA / "v1"
@@ -313,9 +313,9 @@ def test_layers_that_names_and_shapes_do_not_tell_are_not_taken_for_the_usual_on
         model[1].append(torch.nn.LogSoftmax(1))
     torch.save(model, tmp_path / "strange.pth")
     usual, strange = (read_checkpoint(tmp_path / f"{name}.pth") for name in ("usual", "strange"))
-    assert recognize(usual.arrays, module=usual.module).graph.architecture == "resnet18"
+    assert recognize(usual).architecture == "resnet18"
     with pytest.raises(ArchitectureUnknown, match=r"but not its layers: it has (GELU|LogSoftmax)"):
-        recognize(strange.arrays, module=strange.module)
+        recognize(strange)
 
 
 def test_a_head_in_an_export_that_is_not_understood_is_left_to_torch(vision: Any, tmp_path: Path) -> None:
@@ -324,4 +324,4 @@ def test_a_head_in_an_export_that_is_not_understood_is_left_to_torch(vision: Any
     torch.save(model, tmp_path / "model.pth")
     checkpoint = read_checkpoint(tmp_path / "model.pth")
     with pytest.raises(ArchitectureUnknown):
-        recognize(checkpoint.arrays, module=checkpoint.module)
+        recognize(checkpoint)

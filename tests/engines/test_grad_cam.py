@@ -135,7 +135,7 @@ def test_a_class_that_is_not_there_is_refused_by_name(bears: ServerProcess) -> N
 
 def test_what_is_no_picture_is_refused_as_everywhere(bears: ServerProcess) -> None:
     answer = requests.post(f"{bears.url}/explain", files={"file": ("x.jpg", b"x")}, timeout=SECONDS)
-    assert (answer.status_code, answer.json()["code"]) == (415, "unrecognized-image")
+    assert (answer.status_code, answer.json()["code"]) == (415, "unrecognised-image")
 
 
 def test_the_fastai_engine_says_that_it_has_no_heat_maps(start_server: Any) -> None:

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from app.checkpoints.reader import read_checkpoint
-from app.engines.head import read_head
+from app.engines.contract import fitted
 from app.engines.learner import rebuild
-from app.engines.onnx_runtime import Engine
+from app.engines.onnx_runtime import GraphEngine
 from app.errors import ArchitectureUnknown
 from app.graphs.export import create_body, export_graph
 from app.graphs.graph import FOLDER, find_graph, shipped_graphs
+from app.serving.recognize import recognize
 from tests.conftest import ROOT, V1_CHECKPOINT
 
 
@@ -36,7 +38,7 @@ def test_a_graph_serves_every_image_size(size: tuple[int, int], vision: Any) -> 
     pixels = np.random.default_rng(0).standard_normal((2, 3, *size), np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(pixels)).softmax(1).numpy()
-    answers = Engine(graph.path, graph.float32(arrays), read_head(arrays, graph.channels)).run(list(pixels))
+    answers = GraphEngine(fitted(graph, arrays)).run(list(pixels))
     np.testing.assert_allclose([answer.probabilities for answer in answers], expected, atol=1e-5)
 
 
@@ -46,9 +48,10 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_architecture_is_no_learner_of_this_one() -> None:
-    arrays = read_checkpoint(V1_CHECKPOINT).arrays
-    with pytest.raises(ArchitectureUnknown, match=r"no squeezenet1_0: .*Missing key"):
-        rebuild("squeezenet1_0", arrays)
+    network = recognize(read_checkpoint(V1_CHECKPOINT))
+    other = replace(network, graph=replace(network.graph, architecture="squeezenet1_0"))
+    with pytest.raises(ArchitectureUnknown, match=r"not a squeezenet1_0: .*Missing key"):
+        rebuild(other)
 
 
 @pytest.mark.parametrize("options", [{"lin_ftrs": [64, 32]}, {"concat_pool": False}, {"bn_final": True}])
@@ -56,7 +59,7 @@ def test_a_learner_is_rebuilt_with_the_head_that_the_file_has(
     options: dict[str, Any], make_learner: Callable[..., Any], vision: Any
 ) -> None:
     learn = make_learner("squeezenet1_1", vision.Resize(64), **options)
-    model, _ = rebuild("squeezenet1_1", read_checkpoint(learn.save("stage-2", with_opt=False)).arrays)
+    model = rebuild(recognize(read_checkpoint(learn.save("stage-2", with_opt=False))))
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(pixels), learn.model(pixels))

@@ -21,7 +21,7 @@ from app.checkpoints.containers import check_signature
 from app.errors import CheckpointError, ChecksumMismatch, DownloadError
 from app.fetching.download import LEFTOVER, cache_path, fetch
 from app.fetching.transfer import Limits
-from app.serving.opening import MODELS
+from app.settings import MODELS
 from tests.conftest import ROOT, SECONDS, V1_CHECKPOINT, ServerProcess, bears_environment
 from tests.http_server import Answer, Handler, send, serving
 

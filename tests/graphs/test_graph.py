@@ -9,12 +9,12 @@ import pytest
 from msgspec.structs import replace
 
 from app.checkpoints.reader import read_checkpoint
-from app.engines.onnx_runtime import Engine
+from app.engines.contract import fitted
+from app.engines.onnx_runtime import GraphEngine
 from app.errors import ArchitectureUnknown
 from app.graphs import graph as graphs
 from app.graphs.export import create_body
 from app.graphs.graph import Graph, find_graph, shipped_graphs
-from app.serving.resolve import recognize
 from tests.conftest import V1_CHECKPOINT
 
 
@@ -47,12 +47,12 @@ def assert_computes(graph: Graph, model: Any, size: tuple[int, int]) -> None:
     import torch
 
     arrays = {name: tensor.numpy() for name, tensor in model.eval().state_dict().items()}
-    network = recognize(arrays, graph.architecture)
+    network = fitted(find_graph(arrays, graph.architecture), arrays)
     assert network.graph.architecture == graph.architecture
     pixels = np.random.default_rng(0).standard_normal((2, 3, *size), np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(pixels)).numpy()
-    engine = Engine(network.graph.path, network.graph.float32(network.arrays), network.head)
+    engine = GraphEngine(network)
     ours = network.head.logits(np.stack([answer.features for answer in engine.run(list(pixels))]))
     assert np.abs(ours - expected).max() <= 1e-3 * np.abs(expected).max()
 

@@ -89,8 +89,8 @@ def test_only_the_first_frame_of_an_animation_counts() -> None:
     ("data", "error", "code"),
     [
         (b"", RequestError, "empty-file"),
-        (b"hello", UnsupportedMedia, "unrecognized-image"),
-        (b"<html>", UnsupportedMedia, "unrecognized-image"),
+        (b"hello", UnsupportedMedia, "unrecognised-image"),
+        (b"<html>", UnsupportedMedia, "unrecognised-image"),
         (b"%PDF-1.7 ...", UnsupportedMedia, "format-not-allowed"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", UnsupportedMedia, "format-not-allowed"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", UnsupportedMedia, "format-not-allowed"),
@@ -98,7 +98,7 @@ def test_only_the_first_frame_of_an_animation_counts() -> None:
         (encoded(Image.new("1", (30000, 2)), "PNG"), BadImage, "image-too-large"),
         (encoded(Image.new("1", (14000, 14000)), "PNG"), BadImage, "image-too-large"),
         (image_bytes("a05_640x480.jpg")[:20000], BadImage, "truncated-image"),
-        (encoded(Image.new("RGB", (40, 30)), "PPM"), UnsupportedMedia, "unrecognized-image"),
+        (encoded(Image.new("RGB", (40, 30)), "PPM"), UnsupportedMedia, "unrecognised-image"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_code(
@@ -343,7 +343,7 @@ def test_a_format_that_is_not_accepted_is_told_by_its_bytes(bears: ServerProcess
     "data", [b"hello", b"<!doctype html><p>", b"PK\3\4" + bytes(99), b"\0" * 9999, b"MZ"]
 )
 def test_what_is_no_picture_is_not_recognized(bears: ServerProcess, data: bytes) -> None:
-    assert_problem(bears.post(data, "photo.jpg"), 415, "unrecognized-image")
+    assert_problem(bears.post(data, "photo.jpg"), 415, "unrecognised-image")
 
 
 @pytest.mark.fault("U35")
@@ -352,7 +352,7 @@ def test_of_a_polyglot_the_pixels_count(bears: ServerProcess) -> None:
     photo = encoded(Image.new("RGB", (60, 60), "red"), "JPEG", comment=script)
     answer = bears.post(photo + b"PK\3\4" + script, "x.php")
     assert answer.json() == bears.post(encoded(Image.new("RGB", (60, 60), "red"), "JPEG")).json()
-    assert_problem(bears.post(script + photo, "x.php"), 415, "unrecognized-image")
+    assert_problem(bears.post(script + photo, "x.php"), 415, "unrecognised-image")
 
 
 @pytest.mark.fault("U28", "U34", "U24")

@@ -14,20 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.engines.contract import Output
-from app.engines.head import read_head
+from app.engines.contract import Output, fitted
 from app.engines.int8 import quantize
-from app.engines.onnx_runtime import Engine
+from app.engines.onnx_runtime import GraphEngine
 from app.errors import ProofError
 from app.graphs.graph import FOLDER, Graph, find_graph, shipped_graphs
 from app.graphs.quantize import quantize_graph
-from app.metrics import Metrics
 from app.photos.transforms import Preprocess
-from app.serving.opening import open_predictor
 from app.serving.precision import Precision, compare, measure_gain
 from app.serving.predictor import Predictor
 from app.settings import Settings
-from tests.conftest import bears_environment, run_app
+from tests.conftest import bears_environment, open_predictor, run_app
 
 pytestmark = pytest.mark.torch
 SIDE = 64
@@ -108,7 +105,7 @@ def opened(folder: Path, **changes: Any) -> Predictor:
         "image_size": (SIDE, SIDE),
         **changes,
     }
-    return asyncio.run(open_predictor(Settings(**settings), lambda *_: None, Metrics()))
+    return asyncio.run(open_predictor(Settings(**settings)))
 
 
 # --- the numbers -------------------------------------------------------------------------------------------
@@ -187,7 +184,7 @@ def test_int8_answers_as_torch_does_in_float32(model: Any, pictures: list[Image.
     assert graph.int8
     pixels = [PREPROCESS(picture) for picture in pictures]
     numbers = quantize(graph, graph.int8, arrays, iter(pixels))
-    engine = Engine(graph.int8.path, numbers, read_head(arrays, graph.channels))
+    engine = GraphEngine(fitted(graph, arrays), quantized_weights=numbers)
     random = np.random.default_rng(7)
     others = [striped(number % 3, random) for number in range(60)]
     expected = probabilities(model, others)
@@ -363,5 +360,5 @@ def test_int8_that_is_hardly_quicker_is_used_by_who_insists_alone() -> None:
 def test_the_gain_of_an_engine_over_itself_is_about_one(model: Any) -> None:
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     graph = find_graph(arrays)
-    engine = Engine(graph.path, graph.float32(arrays), read_head(arrays, graph.channels))
-    assert 0.3 < measure_gain(engine, engine, (SIDE, SIDE)) < 3
+    engine = GraphEngine(fitted(graph, arrays))
+    assert 0.3 < measure_gain(engine, engine, PREPROCESS) < 3

@@ -17,11 +17,9 @@ from app.errors import (
     SettingsError,
     UnsupportedMedia,
 )
-from app.metrics import Metrics
-from app.serving.opening import open_predictor
 from app.serving.predictor import Prediction, Predictor
 from app.settings import Settings
-from tests.conftest import BEARS, ENGINES, IMAGES, V1_CHECKPOINT, image_bytes
+from tests.conftest import BEARS, ENGINES, IMAGES, V1_CHECKPOINT, image_bytes, open_predictor
 
 
 def bears_settings(**changes: Any) -> Settings:
@@ -33,12 +31,12 @@ def opened(settings: Settings, phases: list[str] | None = None) -> Predictor:
         if phases is not None:
             phases.append(phase)
 
-    return asyncio.run(open_predictor(settings, report, Metrics()))
+    return asyncio.run(open_predictor(settings, report))
 
 
 def ask(settings: Settings, *photos: bytes) -> list[Prediction]:
     async def scenario() -> list[Prediction]:
-        predictor = await open_predictor(settings, lambda phase, percent: None, Metrics())
+        predictor = await open_predictor(settings)
         answers = await asyncio.gather(*(predictor.predict(photo) for photo in photos))
         await predictor.close()
         return answers
@@ -168,7 +166,7 @@ def test_weights_that_are_no_numbers_are_refused_at_the_warm_up(tmp_path: Path, 
 @pytest.mark.torch
 def test_weights_that_are_too_large_to_compute_with_are_refused_at_the_warm_up(tmp_path: Path) -> None:
     path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))
-    with pytest.raises(CheckpointError, match="answers a black picture with what is no number"):
+    with pytest.raises(CheckpointError, match="produces NaN or infinite scores for a black image"):
         opened(bears_settings(model_url=path))
 
 
@@ -191,7 +189,7 @@ def test_in_a_batch_too(tmp_path: Path) -> None:
 
     async def scenario() -> list[Any]:
         settings = bears_settings(model_url=path, mean=(0.0, 0.0, 0.0))
-        predictor = await open_predictor(settings, lambda phase, percent: None, Metrics())
+        predictor = await open_predictor(settings)
         photos = [black, black, bright, b"no picture", *[black] * 6]
         answers = await asyncio.gather(*map(predictor.predict, photos), return_exceptions=True)
         await predictor.close()

@@ -12,14 +12,13 @@ import pytest
 
 from app.checkpoints.reader import read_checkpoint
 from app.errors import ProofError
-from app.metrics import Metrics
 from app.photos.decode import decode
 from app.photos.transforms import Preprocess
-from app.serving.opening import open_predictor
 from app.serving.predictor import Predictor
 from app.serving.proof import read_proof
+from app.serving.recognize import recognize
 from app.settings import Settings
-from tests.conftest import BEARS, DATA, ENGINES, V1_CHECKPOINT, bears_environment, run_app
+from tests.conftest import BEARS, DATA, ENGINES, V1_CHECKPOINT, bears_environment, open_predictor, run_app
 
 # pictures of many shapes, one of them turned by its EXIF data
 NAMES = (
@@ -62,7 +61,7 @@ def opened(proof: str, **changes: Any) -> Predictor:
         "proof_url": proof,
         **changes,
     }
-    return asyncio.run(open_predictor(Settings(**settings), lambda phase, percent: None, Metrics()))
+    return asyncio.run(open_predictor(Settings(**settings)))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -95,7 +94,7 @@ def test_familiarity_is_the_cosine_of_the_features_that_torch_computes(proof: st
     from app.engines.learner import rebuild
 
     photo = (DATA / "images" / "a00_224x224.jpg").read_bytes()
-    model, _ = rebuild("squeezenet1_1", read_checkpoint(V1_CHECKPOINT).arrays)
+    model = rebuild(recognize(read_checkpoint(V1_CHECKPOINT)))
 
     def features(data: bytes) -> Any:
         with torch.no_grad():

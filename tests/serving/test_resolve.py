@@ -5,7 +5,7 @@ import mmap
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +17,8 @@ from app.checkpoints.reader import Checkpoint, read_checkpoint
 from app.checkpoints.unpickler import Call, Global
 from app.errors import CheckpointError, ClassesMismatch, SettingsError
 from app.photos.decode import decode
-from app.serving.resolve import complete
+from app.photos.transforms import IMAGENET_STD, Preprocess
+from app.serving.resolve import Recipe, resolve
 from app.settings import Settings, load_settings
 from tests.conftest import BEARS, DATA, IMAGES, V1_CHECKPOINT, ServerProcess, run_app
 from tests.serving.test_predictor import ask, opened
@@ -37,10 +38,18 @@ def export_of(*unserved: str, **known: Any) -> Checkpoint:
     return Checkpoint(Path("export.pkl"), "zip", {}, mmap.mmap(-1, 1), export)
 
 
-def completed(
-    checkpoint: Checkpoint, size: tuple[int, int] | None = None, **settings: Any
-) -> tuple[Settings, list[str]]:
-    return complete(Settings(model_url="x", **settings), checkpoint, 2, 2, size)
+class Facts(NamedTuple):
+    """What a network decides: of fastai v2, with two outputs."""
+
+    architecture: str = "resnet18"
+    generation: int = 2
+    outputs: int = 2
+    size: tuple[int, int] | None = None
+    writer: str = "fastai v2"
+
+
+def completed(checkpoint: Checkpoint, size: tuple[int, int] | None = None, **settings: Any) -> Recipe:
+    return resolve(Settings(model_url="x", **settings), checkpoint, Facts(size=size))
 
 
 def test_an_export_of_v1_answers_as_v1_predicted_without_any_setting(
@@ -73,25 +82,28 @@ def test_an_export_of_v2_answers_as_its_learner_predicts(
 
 
 def test_what_the_file_knows_fills_in_where_the_settings_are_silent() -> None:
-    settings, notes = completed(export_of(**KNOWN))
-    assert notes == []
-    assert {name: getattr(settings, name) for name in KNOWN} == KNOWN
+    recipe = completed(export_of(**KNOWN))
+    assert recipe.notes == ()
+    assert recipe.classes == ("a", "b")
+    assert recipe.preprocess == Preprocess(
+        "presize", size=(192, 192), presize=(320, 320), mean=(0.5,) * 3, std=IMAGENET_STD
+    )
 
 
 def test_a_setting_that_contradicts_the_file_is_used_and_warned_of() -> None:
-    settings, notes = completed(export_of(**KNOWN), image_size=(128, 128), mean=(0.5,) * 3)
-    assert settings.image_size == (128, 128)
-    assert notes == [
-        "image_size is [128, 128] in the settings, but the file says [192, 192]: the setting is used"
-    ]
+    recipe = completed(export_of(**KNOWN), image_size=(128, 128), mean=(0.5,) * 3)
+    assert recipe.preprocess.size == (128, 128)
+    assert recipe.notes == (
+        "image_size is [128, 128] in the settings, but the file says [192, 192]: the setting is used",
+    )
 
 
 def test_a_setting_that_says_the_default_contradicts_the_file_all_the_same(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('model_url = "export.pkl"\nimage_size = 224\n')
-    settings, notes = complete(load_settings(file, {}), export_of(**KNOWN), 2, 2, None)
-    assert settings.image_size == (224, 224)
-    assert len(notes) == 1
+    recipe = resolve(load_settings(file, {}), export_of(**KNOWN), Facts())
+    assert recipe.preprocess.size == (224, 224)
+    assert len(recipe.notes) == 1
 
 
 def test_class_names_that_contradict_the_file_are_refused() -> None:
@@ -107,8 +119,8 @@ def test_without_class_names_the_error_says_how_many_are_to_be_listed() -> None:
 def test_what_is_not_reproduced_is_refused_until_the_settings_say_what_comes_nearest() -> None:
     with pytest.raises(CheckpointError, match=r"it uses CropPad, which is not reproduced\. Set pipeline"):
         completed(export_of("it uses CropPad, which is not reproduced", **KNOWN))
-    settings, _ = completed(export_of("it uses CropPad, which is not reproduced", **KNOWN), pipeline="resize")
-    assert settings.pipeline == "resize"
+    recipe = completed(export_of("it uses CropPad, which is not reproduced", **KNOWN), pipeline="resize")
+    assert recipe.preprocess.pipeline == "resize"
 
 
 def test_a_file_cannot_say_what_no_setting_may_say() -> None:
@@ -117,8 +129,8 @@ def test_a_file_cannot_say_what_no_setting_may_say() -> None:
 
 
 def test_a_network_of_one_size_gets_it() -> None:
-    settings, _ = completed(export_of(classes=("a", "b")), size=(224, 224))
-    assert settings.image_size == (224, 224)
+    recipe = completed(export_of(classes=("a", "b")), size=(224, 224))
+    assert recipe.preprocess.size == (224, 224)
     with pytest.raises(CheckpointError, match="pictures of 224 x 224 px only"):
         completed(export_of(classes=("a", "b")), size=(224, 224), image_size=(192, 192))
 
@@ -212,7 +224,7 @@ def test_an_onnx_file_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_a_network_without_a_shipped_graph_is_rebuilt_from_its_export_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("app.serving.opening.MODELS", tmp_path)
+    monkeypatch.setattr("app.serving.rebuild.MODELS", tmp_path)
     export = DATA / "v1" / "squished.pkl"
     first = opened(Settings(model_url=str(export)))
     assert first.card.architecture.startswith("export-")

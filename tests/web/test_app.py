@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from app.fetching.download import cache_path
-from app.serving.opening import MODELS
+from app.settings import MODELS
 from tests.conftest import (
     BEARS,
     DATA,
@@ -103,7 +103,7 @@ def test_a_raw_image_body_is_an_upload(bears: ServerProcess) -> None:
         ({"json": {"file": "x"}}, 415, "unsupported-media-type"),
         ({"data": PHOTO}, 415, "unsupported-media-type"),
         ({"data": {"file": "x"}}, 415, "unsupported-media-type"),
-        ({"files": {"file": ("photo.jpg", b"<html>")}}, 415, "unrecognized-image"),
+        ({"files": {"file": ("photo.jpg", b"<html>")}}, 415, "unrecognised-image"),
         ({"files": {"file": ("photo.jpg", b"%PDF-1.4")}}, 415, "format-not-allowed"),
         ({"files": {"file": ("photo.jpg", PHOTO[:30000])}}, 422, "truncated-image"),
         ({"files": {"file": ("photo.jpg", b"x" * 10_500_000)}}, 413, "payload-too-large"),
@@ -186,7 +186,7 @@ def test_health_readiness_model_and_metrics_are_told(bears: ServerProcess) -> No
     assert (card["architecture"], card["classes"], card["fastai"]) == ("squeezenet1_1", list(BEARS), 1)
     bears.post(b"no picture")
     metrics = requests.get(f"{bears.url}/metrics", timeout=SECONDS).text
-    assert re.search(r'requests_total\{code="unrecognized-image",status="415"\} \d', metrics)
+    assert re.search(r'requests_total\{code="unrecognised-image",status="415"\} \d', metrics)
     assert 'stage_seconds_count{stage="engine"}' in metrics
 
 

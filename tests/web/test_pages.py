@@ -15,8 +15,9 @@ from PIL import Image
 from app import errors
 from app.errors import SettingsError
 from app.photos.transforms import Preprocess
+from app.serving.card import ModelCard
 from app.serving.precision import Precision
-from app.serving.predictor import ModelCard, Prediction, Score
+from app.serving.predictor import Prediction, Score
 from app.serving.proof import ProofResult
 from app.settings import DEMO, Settings, load_settings
 from app.web.pages import VIEW, Pages

@@ -1,0 +1,18 @@
+"""`python -m app fetch`: download the model and make sure that it can be served."""
+
+import argparse
+import asyncio
+
+from app.progress import show_progress
+from app.serving.opening import open_model
+from app.settings import load_settings
+
+
+def run(options: argparse.Namespace) -> int:
+    """Open the model that the settings name, and print what it is."""
+    try:
+        card = asyncio.run(open_model(load_settings(options.settings), show_progress)).card
+    finally:
+        show_progress("", None)
+    print(f"{card.architecture}, {card.bytes:,} bytes, sha256 {card.sha256}: ready to be served")
+    return 0

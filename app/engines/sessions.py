@@ -1,0 +1,43 @@
+"""ONNX Runtime's sessions: their options, and weights bound from memory."""
+
+import os
+from pathlib import Path
+
+from app.cpus import usable_cores
+from app.types import Arrays
+
+# From 1.29 on, ONNX Runtime's own builds for Linux report every opened model to Microsoft, unless this is set
+# before the library is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
+
+
+def file_session(path: Path) -> ort.InferenceSession:
+    """Return a session of an ONNX file that holds its own weights.
+
+    The file is loaded from bytes: from a path ONNX Runtime would open the other files that it may name.
+    """
+    return ort.InferenceSession(path.read_bytes(), _options(), providers=["CPUExecutionProvider"])
+
+
+def bound_session(path: Path, weights: Arrays, *, small: bool = False) -> ort.InferenceSession:
+    """A session of a weightless graph that refers to `weights`, which are to be kept for as long.
+
+    ONNX Runtime lays the weights of convolutions out anew for speed; `small` spares those copies of them.
+    """
+    options = _options()
+    if small:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    options.inter_op_num_threads = 1
+    # Waiting threads sleep: spinning burns a shared core for a gain that is only there on an idle machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options

@@ -1,0 +1,39 @@
+"""Graphs that are not shipped: exported once, where torch and fastai are installed, and kept."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from app.checkpoints.learner_export import Export
+from app.errors import ArchitectureUnknown
+from app.graphs.graph import WHERE_TORCH_IS, Graph, read_graph, shipped_graphs
+from app.progress import Report
+from app.types import Arrays
+
+
+def cached_graph(
+    name: str, folder: Path, arrays: Arrays, export: Export | None, report: Report, error: ArchitectureUnknown
+) -> Graph:
+    """Return the graph `name` in `folder`, exported now if it is not there yet.
+
+    With an `export` the network in it is rebuilt, else `name` is an architecture. Raises `error` if there is
+    no such graph, or if it does not fit the arrays.
+    """
+    shipped = {graph.architecture for graph in shipped_graphs()}
+    if name in shipped or not re.fullmatch(r"[\w.-]+", name):  # it becomes a file name
+        raise error
+    path = folder / f"{name}.json"
+    if not path.exists():
+        if importlib.util.find_spec("fastai") is None:
+            raise ArchitectureUnknown(f"{error}{WHERE_TORCH_IS if export else ''}") from error
+        from app.graphs.export import export_graph, export_module  # torch and fastai: only when needed
+
+        report("exporting the graph", None)
+        if export:
+            export_module(export.module, arrays, name, folder, export.known.get("image_size"))
+        else:
+            export_graph(name, folder)
+    graph = read_graph(path)
+    if not graph.fits(arrays):
+        raise error
+    return graph

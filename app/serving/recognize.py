@@ -1,0 +1,50 @@
+"""Recognizing: the network in a checkpoint, by its module tree and the names and shapes of its tensors."""
+
+import numpy as np
+
+from app.checkpoints.module_tree import kinds, strange_modules
+from app.checkpoints.reader import Checkpoint
+from app.checkpoints.task import check_task
+from app.engines.contract import Network, fitted
+from app.engines.onnx_file import WholeNetwork
+from app.errors import ArchitectureUnknown, CheckpointError
+from app.graphs.graph import find_graph
+from app.types import Arrays
+
+AnyNetwork = Network | WholeNetwork
+
+
+def recognize(checkpoint: Checkpoint, architecture: str = "") -> AnyNetwork:
+    """Return the network that a checkpoint's arrays are the weights of.
+
+    `architecture` chooses where several fit. Raises NotAClassifier, ArchitectureUnknown, CheckpointError.
+    """
+    check_numbers(checkpoint.arrays)
+    if checkpoint.container == "onnx":
+        return WholeNetwork(checkpoint.path)
+    module, shapes = checkpoint.module, {name: array.shape for name, array in checkpoint.arrays.items()}
+    check_task(shapes, kinds(module) if module else ())
+    graph = find_graph(checkpoint.arrays, architecture)
+    if module is None:
+        return fitted(graph, checkpoint.arrays)
+    if strange := strange_modules(module, graph.architecture):
+        raise ArchitectureUnknown(
+            f"The network in the file has the names and shapes of {graph.architecture}, but not its layers: "
+            f"it has {', '.join(sorted(strange))[:200]}."
+        )
+    try:
+        return fitted(graph, checkpoint.arrays)
+    except CheckpointError as error:  # an unknown head, but its modules are in the file
+        raise ArchitectureUnknown(str(error)) from error
+
+
+def check_numbers(arrays: Arrays) -> None:
+    """Raise CheckpointError if a weight is NaN or infinite."""
+    for name, array in arrays.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = array.sum()  # finite only if all are, and a third of the time
+        if not (np.isfinite(total) or np.isfinite(array).all()):
+            raise CheckpointError(
+                f"The checkpoint holds NaN or infinite weights (in {name}): the training diverged. Save a "
+                "checkpoint from before it did."
+            )
