@@ -1,4 +1,4 @@
-# Two commands do all the set-up: `make serve` and `make test`. Both work on a fresh machine with Python 3.11 or later.
+# `make serve` and `make test` do all the setup. Both work on a fresh machine with Python 3.11 or later.
 PYTHON ?= python3
 PORT ?= 8080
 BIN := .venv/bin
@@ -8,16 +8,16 @@ DOCKER ?= docker
 
 .PHONY: help serve now image test test-all test-quick screenshots check bench
 
-help: ## what can be made
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-serve: .venv/serve ## serve settings.toml (the demo, until it is edited) on http://127.0.0.1:8080; PORT= changes it
+serve: .venv/serve ## serve app/settings.toml (at first the demo) on http://127.0.0.1:8080; PORT= takes another port
 	$(BIN)/python -m app serve --port $(PORT)
 
-now: .venv/serve ## put it online with Vercel; ARGS=--prod under the link for everybody
+now: .venv/serve ## put it online with Vercel; ARGS=--prod deploys to the public link
 	$(BIN)/python -m app now $(ARGS)
 
-image: ## build the image; DOCKER=podman takes another builder, ARGS=--build-arg=BAKE_MODEL=1 keeps the checkpoint in it
+image: ## build the image; DOCKER=podman takes another builder, ARGS=--build-arg=BAKE_MODEL=1 puts the checkpoint into it
 	$(DOCKER) build -t fastai-now $(ARGS) .
 
 test: .venv/dev tests/node_modules ## install everything (2.2 GB) and run the tests
@@ -29,7 +29,7 @@ test-all: .venv/dev tests/node_modules ## the same, with the tests that CI alone
 test-quick: .venv/quick ## the tests that need no torch and no browser: under a minute
 	$(PYTEST) -m "not (torch or slow or deploy or exhaustive)"
 
-screenshots: .venv/dev ## a picture of each state of the page, in docs/screenshots
+screenshots: .venv/dev ## take a picture of each state of the page, in docs/screenshots
 	$(BIN)/python -m tests.screenshots
 
 check: .venv/dev ## ruff (lint and format) and mypy --strict
@@ -37,7 +37,7 @@ check: .venv/dev ## ruff (lint and format) and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/dev ## this server beside the obvious one and its own engine: a quarter of an hour on an idle machine; ARGS="--turns 1"
+bench: .venv/dev ## compare the server with the obvious one and with its bare engine: 15 minutes on an idle machine; ARGS="--turns 1"
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 .venv/serve: requirements-serve.txt
@@ -46,7 +46,7 @@ bench: .venv/dev ## this server beside the obvious one and its own engine: a qua
 	$(BIN)/pip install --quiet -r requirements-serve.txt
 	@touch $@
 
-# axe-core and Lighthouse; where there is no npm, the tests that ask them are skipped and say so
+# axe-core and Lighthouse; without npm, pytest skips the tests that need them
 tests/node_modules: tests/package.json
 	@if command -v npm >/dev/null; then cd tests && PUPPETEER_SKIP_DOWNLOAD=1 npm install --no-package-lock --no-audit --no-fund --loglevel=error && touch node_modules; fi
 

@@ -1,4 +1,4 @@
-"""python -m app COMMAND"""
+"""The entry point of `python -m app COMMAND`."""
 
 import sys
 

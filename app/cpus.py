@@ -1,7 +1,7 @@
-"""How many processor cores this process may use: the affinity mask and the quota of its control group.
+"""The number of cores that this process may use: its affinity mask and the quota of its cgroup.
 
-`os.cpu_count` and `os.process_cpu_count` do not see quotas: in a container with half a core on a machine of
-64 they would start 64 threads, which the kernel then stops for most of each tenth of a second.
+`os.cpu_count` and `os.process_cpu_count` do not see quotas. In a container with half a core on a machine of
+64 they lead to 64 threads, which the kernel throttles for most of each tenth of a second.
 """
 
 import math
@@ -13,16 +13,16 @@ ROOT: Final = Path("/")
 
 
 def usable_cores(root: Path = ROOT) -> int:
-    """At least 1; a quota of 1.5 cores counts as 2. `root` is where /proc and /sys are."""
+    """Return the number of cores, at least 1; a quota of 1.5 counts as 2. `root` holds /proc and /sys."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(affinity, _quota(root))))
 
 
 def _quota(root: Path) -> float:
-    """The cores that the control groups allow, this one and those around it; infinite without a limit.
+    """Return the cores that this cgroup and its parents allow; infinity without a limit.
 
-    Version 2 says "quota period" or "max period" in cpu.max, version 1 has a file for each, where -1 is no
-    limit (kernel: Documentation/admin-guide/cgroup-v2.rst, scheduler/sched-bwc.rst).
+    Version 2 has "quota period" or "max period" in cpu.max. Version 1 has a file for each, and -1 for none
+    (kernel: Documentation/admin-guide/cgroup-v2.rst, scheduler/sched-bwc.rst).
     """
     allowed = math.inf
     for folder in _groups(root):
@@ -40,13 +40,13 @@ def _quota(root: Path) -> float:
 
 
 def _groups(root: Path) -> list[Path]:
-    """The folders of the control groups that this process is in, from its own up to the topmost."""
+    """Return the folders of the cgroups of this process, from its own up to the topmost."""
     folders = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers or "cpu" in controllers.split(","):
             top = root / "sys/fs/cgroup" / controllers
-            # in a container the path may be that of the host, while the folder at the top is its own
+            # in a container the path may be the host's, while the folder at the top is the container's
             folders += [top / path.lstrip("/"), *(top / path.lstrip("/")).parents]
     return [folder for folder in folders if folder.is_relative_to(root / "sys/fs/cgroup")]
 
@@ -56,7 +56,7 @@ def _words(path: Path) -> tuple[str, ...]:
 
 
 def _text(path: Path) -> str:
-    """What the file says; nothing where it is not there or not ours to read: then it limits nothing."""
+    """Return the text of a file, or "" if it is missing or unreadable, since then it sets no limit."""
     try:
         return path.read_text()
     except OSError:

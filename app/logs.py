@@ -1,5 +1,6 @@
-"""The log: one line a record, as text or as JSON, escaped; written by a thread, so that whoever does not read
-it stops nobody.
+"""The log: one escaped line for each record, as text or JSON.
+
+A thread writes it, so a reader that stops reading does not block the server.
 """
 
 import contextlib
@@ -17,8 +18,8 @@ from app.progress import progress_bar
 
 LogFormat = Literal["text", "json"]
 
-KEPT: Final = 10_000  # lines that may wait for a reader; later ones are dropped
-FLUSH: Final = 2.0  # seconds at the end for what still waits
+MAX_WAITING: Final = 10_000  # lines that wait for a reader; later ones are dropped
+FLUSH_SECONDS: Final = 2.0  # at the end, for the lines that still wait
 # control characters, which terminals obey, and the line ends that only Unicode knows
 ESCAPES: Final = {
     code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029) if code != ord("\t")
@@ -28,7 +29,7 @@ requests = logging.getLogger("app.requests")
 
 
 def log_request(method: str, path: str, status: int, code: str, seconds: float, request_id: str) -> None:
-    """The one line of a request. `path` is still escaped, as it came."""
+    """Log the line of a request. `path` is as the client sent it, still percent-encoded."""
     fields = {
         "method": method,
         "path": path[:200],
@@ -42,13 +43,13 @@ def log_request(method: str, path: str, status: int, code: str, seconds: float, 
 
 
 def log_progress(phase: str, percent: int | None, received: int | None) -> None:
-    """A line that passes: a terminal shows it until the next line, and no log keeps it."""
+    """Log a transient line: a terminal shows it until the next line, and other logs omit it."""
     bar = progress_bar(phase, percent, received)
-    logging.getLogger("app.progress").info("%s", bar, extra={"passing": True})
+    logging.getLogger("app.progress").info("%s", bar, extra={"transient": True})
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level and message; what a stranger sent cannot begin a line of its own."""
+    """A format of time, level and message, in which no client can forge a line."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
@@ -58,7 +59,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, the fields of a request, the traceback."""
+    """A format of JSON objects: time (UTC), level, logger, message, fields of a request, traceback."""
 
     converter = staticmethod(time.gmtime)
 
@@ -76,32 +77,32 @@ class JsonFormatter(logging.Formatter):
 
 
 class Writer(logging.Handler):
-    """Writes lines to a stream from a thread of its own; where nobody takes them, the surplus is dropped.
+    """A handler that writes lines to a stream in a thread; lines beyond MAX_WAITING are dropped.
 
-    Lines that pass are written to a terminal only, where the next line overwrites them.
+    Transient lines go to a terminal only, where the next line overwrites them.
     """
 
     def __init__(self, stream: TextIO, *, terminal: bool = False) -> None:
         super().__init__()
         self._stream = stream
         self._begin = "\r\x1b[K" if terminal else ""
-        self._lines: queue.Queue[str | None] = queue.Queue(KEPT)
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        passing = getattr(record, "passing", False)
-        if passing and not self._begin:
+        transient = getattr(record, "transient", False)
+        if transient and not self._begin:
             return
-        line = record.getMessage() if passing else self.format(record) + "\n"
+        line = record.getMessage() if transient else self.format(record) + "\n"
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(self._begin + line)
 
     def close(self) -> None:
-        """Give what waits a moment to be written."""
+        """Write the lines that wait, for at most FLUSH_SECONDS."""
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(None)
-            self._thread.join(FLUSH)
+            self._thread.join(FLUSH_SECONDS)
         super().close()
 
     def _write(self) -> None:
@@ -112,18 +113,18 @@ class Writer(logging.Handler):
 
 
 def open_standard_streams() -> None:
-    """Give the standard streams that are closed a descriptor: else a client's socket would get theirs, and
-    what a library prints.
+    """Open every closed standard stream: otherwise a client's socket gets its descriptor, and the output of
+    libraries with it.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor: this one
 
 
 def start_logging(log_format: LogFormat) -> Writer:
-    """Log to standard error from now on. To be closed."""
+    """Log to standard error, and return the handler; the caller closes it."""
     stream = sys.stderr or open(os.devnull, "w")
     writer = Writer(stream, terminal=log_format == "text" and stream.isatty())
     writer.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())

@@ -1,4 +1,4 @@
-"""What the server counts and times, in Prometheus' form."""
+"""Counters and timings of a server, for Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
@@ -20,10 +20,10 @@ class Metrics:
         self.batches = Histogram(
             "batch_size", "Photos computed together", registry=self._registry, buckets=(1, 2, 3, 4)
         )
-        self.in_flight = Gauge("inside", "Photos that wait or are looked at", registry=self._registry)
+        self.in_flight = Gauge("inside", "Photos that wait or are being predicted", registry=self._registry)
 
-        self.model = Info("model", "What is being served", registry=self._registry)
+        self.model = Info("model", "The model that is served", registry=self._registry)
 
     def text(self) -> bytes:
-        """All of them in the text exposition format."""
+        """Return all metrics in the text exposition format."""
         return generate_latest(self._registry)

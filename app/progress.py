@@ -1,11 +1,11 @@
-"""How far long work has come: what reports it, and how a line shows it."""
+"""The progress of long work: the callback that gets it, and the line that shows it."""
 
 import sys
 from typing import Protocol
 
 
 class Report(Protocol):
-    """Receive the phase of opening, its percent if known, and for a download the bytes so far and in all."""
+    """A callback for the phase, the percentage if known, and of a download the bytes so far and in all."""
 
     def __call__(
         self, phase: str, percent: int | None, received: int | None = None, total: int | None = None
@@ -13,7 +13,7 @@ class Report(Protocol):
 
 
 def progress_bar(phase: str, percent: int | None, received: int | None) -> str:
-    """Return "downloading [#####     ] 50 %"; megabytes where the total is not known."""
+    """Return "downloading [#####     ] 50 %", or the megabytes if the total is unknown."""
     if percent is not None:
         return f"{phase} [{'#' * (percent // 4):25}] {percent} %"
     return phase if received is None else f"{phase}, {received / 1e6:.0f} MB"

