@@ -165,7 +165,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = ()
     log_format: Annotated[LogFormat, Meta(description='"json" writes one object per line.')] = "text"
     title: Annotated[str, Meta(min_length=1, max_length=200, description="The title of the page.")] = (
-        "What is on this photo?"
+        "What's in this photo?"
     )
     description: Annotated[
         str, Meta(max_length=1000, description="The text below the title; by default a list of the classes.")

@@ -10,7 +10,12 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "app" / "samples"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-VIEWPORTS = {"small-phone": (360, 740), "phone": (390, 844), "desktop": (1280, 800)}
+VIEWPORTS = {
+    "small-phone": (360, 740),
+    "phone": (390, 844),
+    "tablet": (768, 1024),
+    "desktop": (1280, 800),
+}
 SECONDS = 90  # the deadline of every wait for an event
 
 State = Callable[[Any, str], None]  # (page, address of a ready server) -> the page is in that state

@@ -1,9 +1,10 @@
-"""One color from the settings to what can be read: on light and on dark ground, by WCAG's measure."""
+"""All colors from the one in the settings, readable on light and dark ground by WCAG's measure."""
 
 from typing import Final
 
-GROUNDS: Final = {"light": "#fafaf8", "dark": "#14161a"}
-SURFACES: Final = {"light": "#ffffff", "dark": "#1d2025"}  # of the cards; as --surface in style.css
+PAPER: Final = {"light": "#ffffff", "dark": "#0f1013"}  # before it is tinted
+TINT: Final = {"light": 0.045, "dark": 0.07}  # of the accent in the ground: so that the page has its color
+SURFACE: Final = {"light": 0.0, "dark": 0.13}  # of the accent in what lies on the ground
 CONTRAST: Final = 4.6  # WCAG 2.2 asks text for 4.5; a little more for what is rounded on the way
 STEPS: Final = 50  # towards black or white: finer than the eye sees
 
@@ -13,11 +14,21 @@ Color = tuple[float, float, float]  # sRGB, 0..255
 def color_rules(accent: str) -> str:
     """The CSS custom properties that style.css uses, for an accent "#rrggbb"."""
     light, dark = (
-        f"--ground: {GROUNDS[scheme]}; --accent: {accent}; --on-accent: {on(accent)}; "
-        f"--accent-text: {readable(accent, scheme)};"
+        f"--ground: {ground(accent, scheme)}; --surface: {surface(accent, scheme)}; --accent: {accent}; "
+        f"--on-accent: {on(accent)}; --accent-text: {readable(accent, scheme)};"
         for scheme in ("light", "dark")
     )
     return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+
+
+def ground(accent: str, scheme: str) -> str:
+    """The color behind everything."""
+    return _mix(PAPER[scheme], accent, TINT[scheme])
+
+
+def surface(accent: str, scheme: str) -> str:
+    """The color of what lies on the ground."""
+    return _mix(PAPER[scheme], accent, SURFACE[scheme])
 
 
 def on(color: str) -> str:
@@ -25,12 +36,13 @@ def on(color: str) -> str:
     return max("#ffffff", "#000000", key=lambda text: contrast(text, color))
 
 
-def readable(color: str, scheme: str) -> str:
-    """The color, made darker or lighter until it can be read on the ground and the cards of a scheme."""
+def readable(accent: str, scheme: str) -> str:
+    """The accent, made darker or lighter until it can be read on the ground and the surfaces of a scheme."""
     target = "#000000" if scheme == "light" else "#ffffff"
+    behind = ground(accent, scheme), surface(accent, scheme)
     for step in range(STEPS + 1):
-        mixed = _mix(color, target, step / STEPS)
-        if all(contrast(mixed, ground[scheme]) >= CONTRAST for ground in (GROUNDS, SURFACES)):
+        mixed = _mix(accent, target, step / STEPS)
+        if all(contrast(mixed, color) >= CONTRAST for color in behind):
             return mixed
     return target
 

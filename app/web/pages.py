@@ -20,13 +20,13 @@ from app.photos.decode import MAX_PIXELS, MAX_SIDE
 from app.serving.card import ModelCard
 from app.serving.predictor import Prediction, Score
 from app.settings import DEMO, Settings
-from app.web.colors import GROUNDS, color_rules
+from app.web.colors import color_rules, ground
 
 VIEW: Final = Path(__file__).parent / "view"
 DEMO_SAMPLES: Final = Path(__file__).parent.parent / "samples"
 NAMED: Final = 12  # classes in the description: with a hundred, nobody reads them
 SHOWN: Final = 5  # classes in an answer before "show all"
-SURE: Final = 0.999  # as in app.js
+LEAST: Final = 0.001  # as in core.js
 MAX_SAMPLES: Final = 6  # a row of them; each is 2 kB of the page
 THUMB: Final = 108  # px: 72 on a screen with one and a half pixels to each
 PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp")
@@ -72,7 +72,7 @@ class Pages:
         )  # nothing in it ends the element
         return self._fill(
             "index",
-            {"ground_light": GROUNDS["light"], "ground_dark": GROUNDS["dark"]},
+            {f"ground_{scheme}": ground(self._settings.color, scheme) for scheme in ("light", "dark")},
             data=script,
             preview_tags=self._preview_tags(),
             samples=self._sample_row,
@@ -85,20 +85,23 @@ class Pages:
         return "over" if self._exactly else "large"
 
     def answer(self, prediction: Prediction) -> str:
-        """The answer to a form that was sent without JavaScript."""
+        """The answer to a form that was sent without JavaScript, as app.js shows it."""
         words, scores = self._words, prediction.predictions
         headline = words["unsure"] if prediction.unsure else prediction.result or words["nothing"]
-        hint = words["unsureHint"].format(label=scores[0].label) if prediction.unsure else ""
+        certain = headline == scores[0].label  # else it is in the list only
+        hint = words["unsureHint"].format(label=f"\u2068{scores[0].label}\u2069") if prediction.unsure else ""
         rest = ""
         if len(scores) > SHOWN:
             summary = html.escape(words["all"].format(count=len(scores)))
             rows = _rows(scores[SHOWN:])
-            rest = f'<details><summary>{summary}</summary><ol class="scores">{rows}</ol></details>'
+            rest = f'<details id="rest"><summary>{summary}</summary><ol class="scores">{rows}</ol></details>'
         return self._fill(
             "answer",
             {"headline": headline},
+            confidence=_percent(prediction.confidence) if certain else "",
+            width=f"{prediction.confidence:.1%}" if certain else "0",
             hint=f'<p class="soft">{html.escape(hint)}</p>' if hint else "",
-            rows=_rows(scores[:SHOWN]),
+            rows=_rows(scores[certain:SHOWN]),
             rest=rest,
         )
 
@@ -109,19 +112,19 @@ class Pages:
 
     def manifest(self) -> dict[str, Any]:
         """What lets a phone install the page (W3C Web Application Manifest)."""
-        icon: dict[str, str] = {"src": "/static/icon.svg", "sizes": "any", "type": "image/svg+xml"}
+        icon: dict[str, str] = {"src": "static/icon.svg", "sizes": "any", "type": "image/svg+xml"}
         bitmaps = [
-            {"src": f"/static/icon-{side}.png", "sizes": f"{side}x{side}", "type": "image/png"}
+            {"src": f"static/icon-{side}.png", "sizes": f"{side}x{side}", "type": "image/png"}
             for side in (192, 512)
         ]
         return {
             "name": self._settings.title,
             "short_name": self._settings.title,
             "description": self._description(),
-            "start_url": "/",
+            "start_url": "./",
             "display": "standalone",
-            "background_color": GROUNDS["light"],
-            "theme_color": GROUNDS["light"],
+            "background_color": ground(self._settings.color, "light"),
+            "theme_color": ground(self._settings.color, "light"),
             "icons": [icon, *bitmaps],
         }
 
@@ -155,13 +158,14 @@ class Pages:
         if not self.samples:
             return ""
         buttons = [
-            f'<li><button type="button" data-do="sample" value="/samples/{number}">'
+            f'<li><button type="button" data-do="sample" value="samples/{number}">'
             f'<img width="72" height="72" alt="{html.escape(self._sample_label(file))}" src="{_thumb(file)}">'
             "</button></li>"
             for number, file in enumerate(self.samples)
         ]
         heading = f'<p class="soft">{html.escape(self._words["samples"])}</p>'
-        return f'  <div class="samples" data-in="idle">{heading}<ul>{"".join(buttons)}</ul></div>\n'
+        row = f"{heading}<ul>{''.join(buttons)}</ul>"
+        return f'  <div class="samples" data-in="idle answer problem">{row}</div>\n'
 
     def _sample_label(self, file: Path) -> str:
         return self._words["sample"].format(name=file.stem.replace("-", " ").replace("_", " "))
@@ -197,14 +201,17 @@ def _thumb(file: Path) -> str:
 def _rows(scores: Sequence[Score]) -> str:
     """The rows of an answer, as app.js makes them."""
     return "".join(
-        f"<li><bdi>{html.escape(s.label)}</bdi><span>{_percent(s.score)}</span>"
-        f'<svg class="bar" aria-hidden="true"><rect width="{s.score:.1%}"/></svg></li>'
+        f'<li><bdi>{html.escape(s.label)}</bdi><svg class="bar" aria-hidden="true">'
+        f'<rect width="{s.score:.1%}"/></svg><span>{_percent(s.score)}</span></li>'
         for s in scores
     )
 
 
 def _percent(score: float) -> str:
-    return f"{score:.1%}" if score <= SURE else html.escape(f">{SURE:.1%}")  # nothing is certain
+    """As core.js: nothing is certain, and nothing impossible."""
+    if score > 1 - LEAST:
+        return f"&gt;{1 - LEAST:.1%}"
+    return f"&lt;{LEAST:.1%}" if score < LEAST else f"{score:.1%}"
 
 
 def _card_html(card: ModelCard) -> str:
