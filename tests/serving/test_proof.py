@@ -20,6 +20,8 @@ from app.serving.recognize import recognize
 from app.settings import Settings
 from tests.conftest import BEARS, DATA, ENGINES, V1_CHECKPOINT, bears_environment, open_predictor, run_app
 
+pytestmark = pytest.mark.slow
+
 # pictures of many shapes, one of them turned by its EXIF data
 NAMES = (
     "a03_300x200.jpg",
