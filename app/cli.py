@@ -72,9 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--html", type=Path, metavar="FILE", help="write a page with the worst mistakes as pictures"
     )
-    check.add_argument(
-        "--against", type=Path, metavar="FILE", help="compare with probabilities that a notebook saved"
-    )
 
     fetch = commands.add_parser("fetch", help="download the model, and make sure that it can be served")
     inspect = commands.add_parser("inspect", help="what is in a checkpoint, and which settings serve it")

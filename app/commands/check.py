@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
@@ -125,13 +124,6 @@ class Evaluation(Struct, frozen=True):
         ]
 
 
-class Saved(Struct, frozen=True):
-    """A notebook's probabilities, by photo."""
-
-    classes: tuple[str, ...]
-    predictions: dict[str, tuple[float, ...]]
-
-
 def labeled_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     """The files in a folder with one sub-folder a class, each with the index of its class.
 
@@ -157,8 +149,6 @@ def run(options: argparse.Namespace) -> int:
     """Print the figures about `options.folder`, and write the page if one is asked for."""
     result = asyncio.run(_evaluate(options.folder, load_settings(options.settings)))
     print(as_text(result))
-    if options.against:
-        print(f"\n{against(result, options.folder, options.against)}")
     if options.html:
         options.html.write_text(as_page(result), "utf-8")
         print(f"\n{options.html} shows the worst mistakes")
@@ -201,35 +191,6 @@ async def evaluate(folder: Path, predictor: Predictor) -> Evaluation:
         np.array(truths),
         np.array([[row[label] for label in classes] for row in scores], np.float32),
         None if None in familiarity else np.array(familiarity, np.float32),
-    )
-
-
-def against(evaluation: Evaluation, folder: Path, file: Path) -> str:
-    """How far the answers are from those that a notebook saved, as a sentence.
-
-    The file is JSON: {"classes": [...], "predictions": {"cat/1.jpg": [...], ...}}, paths relative to the
-    folder. Raises StartupError where it is not that.
-    """
-    try:
-        saved = msgspec.json.decode(file.read_bytes(), type=Saved)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StartupError(f"{file} does not hold a notebook's probabilities: {error}.") from error
-    if saved.classes != evaluation.classes:
-        raise StartupError(f"{file.name} has the classes {saved.classes}, the settings {evaluation.classes}.")
-    names = [path.relative_to(folder).as_posix() for path in evaluation.photos]
-    both = [i for i, name in enumerate(names) if len(saved.predictions.get(name, ())) == len(saved.classes)]
-    if not both:
-        raise StartupError(
-            f"{file.name} names none of the photos; it has {str(list(saved.predictions)[:3])[:200]}."
-        )
-    theirs = np.array([saved.predictions[names[i]] for i in both], np.float32)
-    ours = evaluation.probabilities[both]
-    differences = np.abs(ours - theirs).max(axis=1)
-    worst = int(differences.argmax())
-    flips = int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
-    return (
-        f"against the notebook: {flips} of {len(both)} photos get another class; the largest difference of a "
-        f"probability is {differences[worst]:.5f} ({names[both[worst]]})"
     )
 
 

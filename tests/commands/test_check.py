@@ -86,24 +86,6 @@ def test_check_prints_what_fastai_v1s_answers_give(
         assert part in ended.stdout
 
 
-def test_check_compares_with_what_a_notebook_saved(
-    folder: Path, tmp_path: Path, v1_predictions: dict[str, np.ndarray]
-) -> None:
-    saved = {
-        path.relative_to(folder).as_posix(): v1_predictions[path.name].tolist()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-    file = tmp_path / "saved.json"
-    file.write_text(json.dumps({"classes": BEARS, "predictions": saved}))
-    arguments = ("check", str(folder), "--against", str(file))
-    agreeing = run_app(*arguments, **bears_environment(APP_EXIF="ignore"))
-    assert "against the notebook: 0 of 24 photos get another class" in agreeing.stdout
-    assert "is 0.0000" in agreeing.stdout
-    other = run_app(*arguments, **bears_environment(APP_EXIF="ignore", APP_IMAGE_SIZE="96"))
-    assert "against the notebook: 0 of 24" not in other.stdout
-
-
 def test_check_writes_a_page_that_needs_nothing_else(folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     ended = run_app("check", str(folder), "--html", str(page), **bears_environment())
@@ -136,26 +118,5 @@ def test_check_leaves_out_what_is_no_photo_and_says_so(folder: Path) -> None:
 def test_a_folder_that_is_not_labelled_is_named(folder: Path, change: object, message: str) -> None:
     change(folder)  # type: ignore[operator]
     ended = run_app("check", str(folder), **bears_environment())
-    assert ended.returncode == 1
-    assert message in ended.stderr
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[]", "does not hold a notebook's probabilities"),
-        ('{"classes": ["a", "b", "c"], "predictions": {}}', "has the classes"),
-        (
-            '{"classes": ["black", "grizzly", "teddys"], "predictions": {"x": [1, 0, 0]}}',
-            "names none of the photos",
-        ),
-    ],
-)
-def test_a_file_of_other_probabilities_is_named(
-    folder: Path, tmp_path: Path, content: str, message: str
-) -> None:
-    file = tmp_path / "saved.json"
-    file.write_text(content)
-    ended = run_app("check", str(folder), "--against", str(file), **bears_environment())
     assert ended.returncode == 1
     assert message in ended.stderr
