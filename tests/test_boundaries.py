@@ -114,7 +114,7 @@ def test_importing_a_package_runs_nothing(name: str) -> None:
     assert isinstance(docstring, ast.Expr)
 
 
-def test_the_server_starts_without_what_it_may_not_need() -> None:
+def test_the_server_starts_without_heavy_packages() -> None:
     # a fifth of the start for aiohttp, seconds and hundreds of megabytes for the others
     unwanted = {"aiohttp", "fastai", "onnx", "timm", "torch", "torchvision"}
     found = f"import sys, app.web.process; print(*sorted({unwanted} & sys.modules.keys()))"

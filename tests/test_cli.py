@@ -1,4 +1,4 @@
-"""The command line: what it prints, and how it ends."""
+"""The command line: its output and its exit codes."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_predict_prints_a_line_a_photo_and_names_those_it_cannot_read() -> None:
         ({"APP_CLASES": "a,b"}, "Did you mean 'classes'?"),
     ],
 )
-def test_what_cannot_be_served_ends_with_exit_code_1_and_one_sentence(
+def test_a_file_that_cannot_be_served_ends_with_exit_code_1_and_one_sentence(
     command: list[str], environment: dict[str, str], sentence: str
 ) -> None:
     ended = run_app(*command, **bears_environment() | environment)
@@ -95,8 +95,8 @@ def test_help_names_every_command() -> None:
     assert all(command in ended.stdout for command in ("serve", "predict", "check", "graph"))
 
 
-def test_nothing_is_noted_down_about_who_uses_it(tmp_path: Path) -> None:
-    # ONNX Runtime's telemetry would keep a device id and what is to be sent; where CI is set it is off anyway
+def test_nothing_about_its_users_is_stored(tmp_path: Path) -> None:
+    # ONNX Runtime's telemetry would store a device id and a queue; with CI set it is off in any case
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
     command = [sys.executable, "-m", "app", "predict", PHOTO]
     home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}

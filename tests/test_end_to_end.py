@@ -1,4 +1,4 @@
-"""The main job, as somebody meets it who has just cloned the project: the demo, a photo."""
+"""The main job, for somebody who has just cloned the project: the demo, a photo."""
 
 import subprocess
 import sys

@@ -37,7 +37,7 @@ def test_prose_is_read_once(path: str) -> None:
         "What comes in is read.",
     ],
 )
-def test_a_what_or_who_in_the_place_of_a_noun_counts(sentence: str) -> None:
+def test_a_nominal_word_counts(sentence: str) -> None:
     assert len(nominal(sentence)) == 1
 
 

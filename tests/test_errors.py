@@ -1,4 +1,4 @@
-"""The error tree: what is drawn is what there is."""
+"""The error tree: the drawing and the table of codes are complete."""
 
 import re
 import typing

@@ -65,7 +65,7 @@ def test_hadolint_finds_nothing() -> None:
     assert (ended.returncode, ended.stdout) == (0, "")
 
 
-def test_the_image_says_what_it_is_and_how_it_is_run(demo: str) -> None:
+def test_the_image_describes_itself_and_how_it_runs(demo: str) -> None:
     described = image(demo)
     config = described["Config"]
     assert config["User"] == "1000"
@@ -77,7 +77,7 @@ def test_the_image_says_what_it_is_and_how_it_is_run(demo: str) -> None:
     }
 
 
-def test_the_image_is_small_and_holds_what_serves_and_nothing_else(demo: str) -> None:
+def test_the_image_is_small_and_holds_only_the_server(demo: str) -> None:
     # above the base image, which is a stand-in here: another 150 MB, and it is 350 MB in all
     assert image(demo)["Size"] - image(BASE)["Size"] < 200_000_000
     with running(demo) as container:
@@ -94,7 +94,7 @@ def test_the_image_is_small_and_holds_what_serves_and_nothing_else(demo: str) ->
 def test_it_runs_for_a_user_without_rights_on_a_read_only_root_in_512_mb(demo: str) -> None:
     with running(demo) as container:
         container.wait_for("ready after")
-        for photo in PHOTOS:  # each is called what its label in the data set says
+        for photo in PHOTOS:  # each has the name of its label in the data set
             assert container.curl("-F", f"file=@{photo}", ANALYZE).startswith(f'{{"result":"{photo.stem}"')
         podman("healthcheck", "run", container.name)
         limit = podman("inspect", container.name, "--format", "{{.HostConfig.Memory}}")

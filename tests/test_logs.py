@@ -1,4 +1,4 @@
-"""The log: one line a record, whatever is in it; as text and as JSON."""
+"""The log: one line for every record, as text and as JSON."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def test_a_traceback_is_part_of_its_json_line() -> None:
     assert "ZeroDivisionError" in json.loads(line)["traceback"]
 
 
-def test_a_closed_stream_is_no_matter() -> None:
+def test_a_closed_stream_is_ignored() -> None:
     stream = io.StringIO()
     writer = Writer(stream)
     writer.setFormatter(TextFormatter())

@@ -1,4 +1,4 @@
-"""It says what the notebook said: fastai's own `predict` is the oracle, picture by picture."""
+"""The server predicts as the notebook does: fastai's own `predict` is the oracle, picture by picture."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -68,7 +68,7 @@ def assert_agree(
 
 @functools.cache
 def predict(learn: Any) -> Callable[[Path], np.ndarray]:
-    """What the notebook answers for a picture; each is asked once."""
+    """Return a function from a photo to the notebook's prediction; each is computed once."""
 
     @functools.cache
     def ask(photo: Path) -> np.ndarray:

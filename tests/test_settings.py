@@ -1,4 +1,4 @@
-"""Settings: found where they are said, and refused in one sentence where they cannot be meant."""
+"""Settings: read from file and environment, and refused in one sentence if they are invalid."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def values_of(settings: Settings) -> Settings:
-    """The same without what was said and what was left to its default."""
+    """Return the settings without the record of which ones were set."""
     return replace(settings, explicit=frozenset())
 
 
@@ -69,7 +69,9 @@ def test_a_size_is_a_side_or_two(tmp_path: Path) -> None:
     assert load_settings(path, {"APP_IMAGE_SIZE": "128, 64"}).image_size == (128, 64)
 
 
-def test_a_path_is_relative_to_what_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_is_relative_to_its_file_or_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path, TWO_LINES.replace("https://example.org/stage-2.pth", "files/stage-2.pth"))
     monkeypatch.chdir("/")
     assert load_settings(path, {}).model_url == str(tmp_path / "files" / "stage-2.pth")
@@ -103,7 +105,7 @@ def test_a_path_is_relative_to_what_says_it(tmp_path: Path, monkeypatch: pytest.
         ("model_url = “x.pth”", "cannot be read.*texts in quotes"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_setting_is_refused_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
         load_settings(write(tmp_path, text), {})
     assert "\n" not in str(caught.value)
@@ -135,7 +137,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_settings(tmp_path / "nowhere.toml", {})
 
 
-def test_a_settings_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_settings_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SettingsError, match="cannot be read"):
