@@ -50,8 +50,8 @@ def new_page(browser: Any, viewport: str = "desktop", scheme: str = "light", **o
     return context.new_page()
 
 
-def choose(page: Any, file: Path | dict[str, Any]) -> None:
-    """Choose a photo as a person does who clicks on the button."""
+def choose(page: Any, file: Any) -> None:
+    """Choose a photo or several, each a path or a dict, as a click on the button does."""
     page.locator("#file").set_input_files(file)
 
 
@@ -153,6 +153,13 @@ def why(page: Any, url: str) -> None:
     page.locator("#reasons").wait_for()
 
 
+def several(page: Any, url: str) -> None:
+    """Four photos, one of which is none."""
+    page.goto(url)
+    choose(page, [*sorted(SAMPLES.iterdir())[:3], ROOT / "README.md"])
+    page.get_by_text("4 of 4 photos").first.wait_for()
+
+
 def api(page: Any, url: str) -> None:
     page.goto(f"{url}/api")
     page.get_by_role("button", name="Copy").first.wait_for()
@@ -162,6 +169,6 @@ STATES: dict[str, State] = {
     state.__name__: state
     for state in (
         *(idle, starting, working, waiting, offline, refused, broken),
-        *(answer, unsure, all_classes, why, api),
+        *(answer, unsure, all_classes, why, several, api),
     )
 }

@@ -1,5 +1,6 @@
 """The page in a real browser: each way in, each state, on phones and desktops, for eyes and keyboards."""
 
+import csv
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from tests.browser import (
     new_page,
     offline,
     refuse,
+    several,
     waiting,
     why,
     working,
@@ -205,6 +207,139 @@ def test_without_javascript_the_form_gets_a_page(browser: Any, demo: ServerProce
     page.get_by_role("link", name="Another photo").click()
     page.get_by_role("button", name="Classify it").wait_for()
     page.context.close()
+
+
+# --- several photos ----------------------------------------------------------------------------------------
+
+
+def downloaded(page: Any, button: str) -> str:
+    with page.expect_download() as download:
+        page.get_by_role("button", name=button).click()
+    return Path(download.value.path()).read_text("utf-8-sig")
+
+
+def test_several_photos_are_answered_one_by_one_and_one_that_is_none_spoils_nothing(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page("phone")
+    several(page, demo.url)
+    cards = page.locator("#cards li")
+    assert [text.split("\n")[0] for text in cards.all_inner_texts()] == [
+        *("dress", "hat", "pants", "This isn’t a photo"),
+    ]
+    assert page.get_by_text("1 could not be classified.").is_visible()
+    assert in_first_screen(page, "label[for=file]", "[data-do=csv]", "[data-do=json]")
+    rows = list(csv.DictReader(io.StringIO(downloaded(page, "CSV"))))
+    answers = json.loads(downloaded(page, "JSON"))
+    assert [row["file"] for row in rows] == ["dress.jpg", "hat.jpg", "pants.jpg", "README.md"]
+    for row, answered in zip(rows[:3], answers[:3], strict=True):
+        assert row["result"] == answered["result"] == Path(row["file"]).stem
+        scores = {score["label"]: score["score"] for score in answered["predictions"]}
+        assert {name: float(row[name]) for name in scores} == scores
+    assert rows[3]["error"] == answers[3]["error"] == "unrecognised-image"
+
+
+def test_each_of_several_opens_and_back_shows_all_of_them(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page()
+    several(page, demo.url)
+    page.get_by_role("button", name="hat").first.click()
+    assert headline(page) == "hat"
+    page.get_by_role("button", name="Why?").click()
+    page.locator("#heat").wait_for()
+    page.go_back()
+    in_state(page, "many")
+    assert page.locator("#cards li").count() == 4
+    page.go_forward()
+    assert headline(page) == "hat"
+    page.reload()
+    assert headline(page) == "hat"
+    page.go_back()
+    in_state(page, "many")
+    assert page.locator("#cards li").count() == 3  # what could not be classified is not kept
+    page.go_back()
+    in_state(page, "idle")
+
+
+def test_a_folder_may_be_dropped(open_page: Callable[..., Any], demo: ServerProcess, tmp_path: Path) -> None:
+    folder = tmp_path / "photos" / "inner"
+    folder.mkdir(parents=True)
+    for place, name in ((folder, "hat"), (folder.parent, "shoes")):
+        shutil.copy(SAMPLES / f"{name}.jpg", place)
+    (folder / "notes.txt").write_text("no photo")
+    page = open_page()
+    page.goto(demo.url)
+    session = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(folder.parent)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 200, "data": data})
+    page.get_by_text("2 of 2 photos").first.wait_for()
+    assert sorted(text.split("\n")[0] for text in page.locator("#cards li").all_inner_texts()) == [
+        "hat",
+        "shoes",
+    ]
+
+
+def test_several_photos_wait_for_a_busy_server_and_stop_at_one_that_is_gone(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page()
+    page.goto(demo.url)
+    refuse(page, "/analyze", 503, "overloaded", **{"retry-after": "30"})
+    choose(page, sorted(SAMPLES.iterdir()))
+    page.get_by_text("Trying again in 30 s.").wait_for()
+    page.unroute("**/analyze")
+    asked: list[str] = []
+    page.route("**/analyze", lambda route: (asked.append(route.request.url), route.abort()))
+    choose(page, sorted(SAMPLES.iterdir()))  # in the place of those that waited
+    page.get_by_role("button", name="Try again").wait_for()
+    assert len(asked) == 1
+    page.unroute("**/analyze")
+    page.get_by_role("button", name="Try again").click()
+    page.locator("#cards button:enabled").nth(3).wait_for()
+    assert page.locator("#cards .failed").count() == 0
+
+
+# --- the tab's history -------------------------------------------------------------------------------------
+
+
+def test_back_and_reload_show_the_last_answers(open_page: Callable[..., Any], demo: ServerProcess) -> None:
+    page = open_page()
+    page.goto(demo.url)
+    for name in ("hat", "shoes"):
+        choose(page, SAMPLES / f"{name}.jpg")
+        page.locator("#result", has_text=name).wait_for()
+        page.wait_for_function("history.state !== null")
+    page.go_back()
+    page.locator("#result", has_text="hat").wait_for()
+    page.reload()
+    page.locator("#result", has_text="hat").wait_for()
+    assert page.locator("#photo").evaluate("image => image.naturalWidth") > 0
+    page.get_by_role("button", name="Why?").click()
+    page.locator("#heat").wait_for()  # the photo itself was kept
+    page.go_back()
+    in_state(page, "idle")
+
+
+def test_the_last_answers_are_forgotten_when_asked(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page()
+    answer(page, demo.url)
+    page.wait_for_function("history.state !== null")
+    assert page.get_by_text("kept in this browser only").is_visible()
+    page.get_by_role("button", name="Forget them").click()
+    in_state(page, "idle")
+    page.reload()
+    in_state(page, "idle")
+    kept = page.evaluate(
+        "async () => { const open = indexedDB.open((await indexedDB.databases())[0].name);"
+        " await new Promise((resolve) => { open.onsuccess = resolve; });"
+        " const count = open.result.transaction('answers').objectStore('answers').count();"
+        " await new Promise((resolve) => { count.onsuccess = resolve; }); return count.result; }"
+    )
+    assert kept == 0
 
 
 # --- the states --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import {
 const SHOWN = 5; // classes before "show all"
 const LONG = 24; // characters, from which a class is set in smaller type
 const SVG = "http://www.w3.org/2000/svg";
-const AGAIN = ["unreachable", "slow", "offline", "internal", "overloaded", "queue-timeout", "model-loading",
+export const AGAIN = ["unreachable", "slow", "offline", "internal", "overloaded", "queue-timeout", "model-loading",
   "rate-limited", "request-timeout", "bad-request", "malformed-multipart", "unauthorised"];
 
 const seconds = (milliseconds) => number(milliseconds / 1000, { maximumSignificantDigits: 2 });
@@ -117,18 +117,23 @@ export function hideReasons() {
   find("why").ariaExpanded = "false";
 }
 
-// --- one photo after the other -------------------------------------------------------------------------------------
+// --- one photo -----------------------------------------------------------------------------------------------------
 
 // The photo on the page: how it was sent, its answer, and what ends the attempt to get one.
 export let job = { photo: null, upload: null, answer: null, control: new AbortController() };
 
-export function stop() {
-  job.control.abort();
+let batch = new AbortController(); // ends several photos that are under way
+
+// The signal of new ones, which take their place.
+export function newBatch() {
+  batch.abort();
+  batch = new AbortController();
+  return batch.signal;
 }
 
-// Put a photo on the stage, which takes its shape.
-export function stage(photo, rest = {}) {
-  stop();
+// Put a photo on the stage.
+function stage(photo, rest = {}) {
+  job.control.abort();
   job = { photo, upload: null, answer: null, control: new AbortController(), ...rest };
   const image = find("photo");
   URL.revokeObjectURL(image.src);
@@ -143,8 +148,15 @@ export function choose(photo) {
   attempt();
 }
 
+// Show a photo with the answer that it has got, as an entry of the tab's history.
+export function open({ id, photo, upload, answer }) {
+  stage(photo, { upload, answer });
+  history.pushState({ id }, "");
+  showAnswer(job);
+}
+
 async function attempt() {
-  stop(); // the attempt before
+  job.control.abort(); // the attempt before
   job.control = new AbortController();
   const { photo, control: { signal } } = job;
   const start = performance.now();
@@ -153,13 +165,15 @@ async function attempt() {
     const { answer, upload } = await ask(photo, find("photo"), signal, step);
     Object.assign(job, { answer, upload, milliseconds: performance.now() - start });
     showAnswer(job);
+    keep({ name: photo.name, upload, answer });
   } catch (error) {
     if (!signal.aborted) showProblem(Problem.of(error));
   }
 }
 
 function cancel() {
-  stop();
+  job.control.abort();
+  batch.abort();
   enter("idle");
   say("");
 }
@@ -170,12 +184,61 @@ async function trySample(path) {
   else showProblem(unreachable());
 }
 
+// --- the tab's history ---------------------------------------------------------------------------------------------
+
+async function keep(record) {
+  const { newId, remember } = await import("./history.js");
+  const id = newId();
+  history.pushState({ id }, "");
+  await remember(id, record);
+}
+
+// What the tab showed at this place of its history: an answer, several, or none yet.
+async function restore(state) {
+  job.control.abort();
+  if (state?.many) {
+    (await import("./many.js")).restore(state.many);
+    return;
+  }
+  const { recall } = await import("./history.js");
+  const record = state && await recall(state.id);
+  if (!record) {
+    cancel();
+    return;
+  }
+  stage(record.upload, record);
+  showAnswer(job);
+}
+
+async function forget() {
+  await (await import("./history.js")).forget();
+  history.replaceState(null, "");
+  cancel();
+  say(texts.forgotten);
+}
+
+window.addEventListener("popstate", ({ state }) => restore(state));
+if (history.state) restore(history.state);
+
 // --- the ways in ---------------------------------------------------------------------------------------------------
 
-function take(files) {
-  if (files.length) choose(files[0]);
+async function take(files) {
+  batch.abort();
+  if (files.length > 1) {
+    job.control.abort();
+    (await import("./many.js")).start(files);
+  } else if (files.length) choose(files[0]);
   else showProblem(new Problem("not-a-file"));
 }
+
+async function drop({ items, files }) {
+  const entries = [...items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean); // while the event lasts
+  const dropped = [...files];
+  const folders = entries.some((entry) => entry.isDirectory);
+  take(folders ? await (await import("./many.js")).fromFolders(entries) : dropped);
+}
+
+find("file").multiple = true; // the form itself sends one
 
 for (const input of [find("file"), find("camera")]) {
   input.addEventListener("change", () => {
@@ -194,7 +257,7 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
-  take([...event.dataTransfer.files]);
+  drop(event.dataTransfer);
 });
 document.addEventListener("paste", ({ clipboardData }) => {
   if (clipboardData.files.length) take([...clipboardData.files]);
@@ -203,6 +266,10 @@ document.addEventListener("paste", ({ clipboardData }) => {
 const ACTIONS = {
   retry: attempt,
   cancel,
+  forget,
+  csv: async () => (await import("./many.js")).saveCsv(),
+  json: async () => (await import("./many.js")).saveJson(),
+  again: async () => (await import("./many.js")).retry(),
   why: async () => (await import("./why.js")).toggle(),
   sample: ({ value }) => trySample(value),
 };
