@@ -1,6 +1,4 @@
-"""The settings: one frozen object, read once from settings.toml and the APP_ environment variables, and
-checked.
-"""
+"""The settings: one frozen object, read and checked once, from settings.toml and APP_ variables."""
 
 import difflib
 import ipaddress
@@ -25,12 +23,12 @@ from app.photos.transforms import IMAGENET_MEAN, IMAGENET_STD, PadMode, Pipeline
 
 SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
 MODELS: Final = Path(__file__).parent / "models"  # the demo, and the cache of downloads
-DEMO: Final = MODELS / "stage-2.pth"  # what the shipped settings.toml names
-# What the setting `engine` may be: the module of app/engines that computes, imported only when it is chosen
+DEMO: Final = MODELS / "stage-2.pth"  # the checkpoint of the shipped settings.toml
+# the values of the setting `engine`, and the module of app/engines that each one imports
 ENGINES: Final = {"auto": "onnx_runtime", "fastai": "learner"}
 PREFIX: Final = "APP_"
 ORIGIN: Final = r"^(\*|https?://[^/\s]+)$"
-RENAMED: Final = {"exact": "jpeg_downscale = true is what exact = false was"}
+RENAMED: Final = {"exact": "write jpeg_downscale = true for exact = false"}
 Channels = tuple[float, float, float]
 PrecisionName = Literal["float32", "auto", "int8"]
 Side = Annotated[int, Meta(ge=16, le=1024)]
@@ -187,7 +185,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     explicit: frozenset[str] = frozenset()
 
     def is_set(self, name: str) -> bool:
-        """Whether a setting was made, rather than left to its default."""
+        """Return whether the file or the environment sets a setting."""
         return name in self.explicit or getattr(self, name) != DEFAULTS[name]
 
 
@@ -203,9 +201,9 @@ DEFAULTS: Final = {field.name: field.default for field in fields(Settings)}
 
 
 def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = os.environ) -> Settings:
-    """Read the settings: the environment before the file before the defaults.
+    """Read the settings: the environment overrides the file, and the file the defaults.
 
-    Raises SettingsError, naming the setting, what was found, what was expected.
+    Raises SettingsError with the name of the setting, its value and the expected values.
     """
     try:
         values = tomllib.loads(file.read_text("utf-8"))
@@ -215,7 +213,7 @@ def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = o
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(
-            f"{file} cannot be read: {error}. Each line is `name = value`, texts in quotes."
+            f"{file} cannot be read: {error}. Write `name = value` on each line, and texts in quotes."
         ) from error
     for name in values:
         _check_known(name, f"in {file.name}", required=True)
@@ -243,33 +241,33 @@ def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = o
 
 
 def _check_known(name: str, where: str, *, required: bool) -> bool:
-    """Whether it is a setting. Raises if not, where it must be one or where it looks like a misspelt one."""
+    """Return whether a setting has this name. Raises SettingsError if one must, or has a similar one."""
     if name in HINTS:
         return True
     if name in RENAMED:
         raise SettingsError(f"The setting '{name}' {where} has a new name: {RENAMED[name]}.")
     alike = difflib.get_close_matches(name, HINTS, 1, 0.6 if required else 0.85)
     if not (required or alike):
-        return False  # APP_ENV, APP_NAME: hosts set variables of their own
+        return False  # APP_ENV, APP_NAME: hosts set such variables too
     hint = f"Did you mean '{alike[0]}'?" if alike else f"There are {', '.join(HINTS)}."
     raise SettingsError(f"Unknown setting '{name}' {where}. {hint}")
 
 
 def _split(name: str, text: str) -> str | list[str]:
-    """A variable's text as the type of its setting asks: lists are separated by commas."""
+    """Return the text of a variable, or its items if the setting is a list."""
     is_list = typing.get_origin(typing.get_args(HINTS[name])[0]) is tuple
     return [part.strip() for part in text.split(",")] if is_list else text
 
 
 def _square(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with every lone side made both sides."""
+    """Return the values with every single side of a size doubled."""
     both = {name: [value] for name, value in values.items() if name in SIDES and not isinstance(value, list)}
     sides = {**values, **both}
     return sides | {name: sides[name] * 2 for name in SIDES if name in sides and len(sides[name]) == 1}
 
 
 def _place(values: dict[str, Any], folder: Path) -> None:
-    """Make paths absolute: they are meant relative to the folder of what says them."""
+    """Make the paths among the values absolute; they are relative to `folder`."""
     for name in PLACES:
         url = values.get(name)
         if isinstance(url, str) and url and not is_url(url):
@@ -279,7 +277,7 @@ def _place(values: dict[str, Any], folder: Path) -> None:
 def _sentence(
     error: Exception, values: dict[str, Any], file: Path, overridden: typing.Collection[str]
 ) -> str:
-    """msgspec's "Expected `int` >= 32 - at `$.image_size`" with the setting first, and what was found."""
+    """Return msgspec's "Expected `int` >= 32 - at `$.image_size`" with the setting and its value first."""
     expected, _, path = str(error).partition(" - at `$.")
     if not path:  # a required field is missing
         return f"{file.name}: {expected}."
@@ -289,7 +287,7 @@ def _sentence(
 
 
 def _check(settings: Settings) -> None:
-    """What types cannot say."""
+    """Check the rules that types cannot express. Raises SettingsError."""
     if settings.engine not in ENGINES:
         raise SettingsError(f"engine is {settings.engine!r}; one of {', '.join(ENGINES)} was expected.")
     seen: set[str] = set()
@@ -308,18 +306,18 @@ def _check(settings: Settings) -> None:
             ) from None
     if settings.unfamiliar_below and not settings.proof_url:
         raise SettingsError(
-            f"unfamiliar_below is {settings.unfamiliar_below}, but there is no proof_url whose photos a "
-            "photo could be like: set it, or take unfamiliar_below out."
+            f"unfamiliar_below is {settings.unfamiliar_below}, but familiarity needs the photos of a proof: "
+            "set proof_url, or remove unfamiliar_below."
         )
     if not all(map(math.isfinite, settings.mean + settings.std)) or min(settings.std) <= 0:
         raise SettingsError(
-            f"mean is {list(settings.mean)} and std {list(settings.std)}; numbers were expected, those of "
-            "std above 0."
+            f"mean is {list(settings.mean)} and std {list(settings.std)}; finite numbers were expected, and "
+            "positive ones in std."
         )
 
 
 def with_overrides(settings: Settings, known: Mapping[str, Any]) -> Settings:
-    """The settings with what a checkpoint itself says. Raises SettingsError where that cannot be served."""
+    """Return the settings with a checkpoint's own values. Raises SettingsError if one cannot be served."""
     values = {name: getattr(settings, name) for name in (*HINTS, "explicit")}
     try:
         merged = {name: value for name, value in (values | dict(known)).items() if name != "classes" or value}
@@ -335,10 +333,10 @@ def with_overrides(settings: Settings, known: Mapping[str, Any]) -> Settings:
 
 
 def as_toml(settings: Settings) -> str:
-    """The text of a settings.toml that says the same; what was not said is left out."""
+    """Return the text of a settings.toml with the same values, without the defaults."""
     lines = []
     for name in filter(settings.is_set, HINTS):
-        # texts, numbers and lists are written in TOML as in JSON, but for one character
+        # TOML writes texts, numbers and lists as JSON does, except one character
         text = json.dumps(getattr(settings, name), ensure_ascii=False).replace("\x7f", "\\u007f")
         lines.append(f"{name} = {text}\n")
     return "".join(lines)

@@ -26,7 +26,7 @@ from app.engines.grad_cam import Explanation
 from app.errors import CODES
 from app.serving.card import ModelCard
 from app.serving.predictor import Prediction
-from app.settings import DEFAULTS, HINTS, SETTINGS_FILE
+from app.settings import DEFAULTS, ENGINES, HINTS, SETTINGS_FILE
 from tests import faults, support
 
 ROOT: Final = Path(__file__).parent.parent
@@ -130,7 +130,8 @@ def _meta(hint: Any) -> Meta:
 
 def _values(hint: Any) -> str:
     """Return the values of a choice, or the range of a number; nothing for the rest."""
-    choices = [f'`"{value}"`' for value in _choices(typing.get_args(hint)[0])]
+    names = ENGINES if hint is HINTS["engine"] else _choices(typing.get_args(hint)[0])
+    choices = [f'`"{name}"`' for name in names]
     meta = _meta(hint)
     return ", ".join(choices) if choices or meta.ge is None else f"{meta.ge} to {meta.le}"
 

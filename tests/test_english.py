@@ -17,7 +17,14 @@ LIMIT = 2  # nominal words in 1,000, as in Starlette, uvicorn and httpx at most
         *("docs/checkpoints.md", "docs/contributing.md", "docs/decisions.md", "docs/deploy.md"),
         *("docs/errors.md", "docs/house.md", "docs/page.md", "docs/settings.md"),
         *("app/checkpoints", "app/fetching", "app/cpus.py", "app/errors.py", "app/logs.py"),
-        *("app/metrics.py", "app/progress.py", "app/types.py", "app/settings.toml", "examples"),
+        *(
+            "app/metrics.py",
+            "app/progress.py",
+            "app/types.py",
+            "app/settings.py",
+            "app/settings.toml",
+            "examples",
+        ),
     ],
 )
 def test_prose_is_read_once(path: str) -> None:

@@ -92,10 +92,10 @@ def test_a_path_is_relative_to_its_file_or_to_the_working_directory(
         (TWO_LINES + "image_size = [224, 224, 3]", r"Expected `array` of length 2, got 3"),
         (TWO_LINES + "unsure_below = 1.5", r"Expected `float` <= 1\.0"),
         (TWO_LINES + "mean = [0.5]", r"mean in settings\.toml is \[0\.5\]\. Expected `array` of length 3"),
-        (TWO_LINES + "mean = [nan, 0, 0]", "numbers were expected"),
-        (TWO_LINES + "std = [inf, 1, 1]", "numbers were expected"),
-        (TWO_LINES + "unfamiliar_below = 0.5", "no proof_url whose photos a photo could be like"),
-        (TWO_LINES + "std = [1, 0, 1]", "those of std above 0"),
+        (TWO_LINES + "mean = [nan, 0, 0]", "finite numbers were expected"),
+        (TWO_LINES + "std = [inf, 1, 1]", "finite numbers were expected"),
+        (TWO_LINES + "unfamiliar_below = 0.5", "familiarity needs the photos of a proof: set proof_url"),
+        (TWO_LINES + "std = [1, 0, 1]", "positive ones in std"),
         (TWO_LINES + 'exif = "rotate"', "Invalid enum value 'rotate'"),
         (TWO_LINES + 'model_sha256 = "abc"', "matching regex"),
         ('model_url = "x.pth"\nclasses = ["a", "a"]', "'a' is listed twice"),
@@ -112,7 +112,9 @@ def test_an_invalid_setting_is_refused_in_one_sentence(tmp_path: Path, text: str
 
 
 def test_a_setting_by_its_old_name_is_refused_with_its_new_name(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"'exact' in settings\.toml has a new name: jpeg_downscale"):
+    with pytest.raises(
+        SettingsError, match=r"'exact' in settings\.toml has a new name: write jpeg_downscale"
+    ):
         load_settings(write(tmp_path, TWO_LINES + "exact = false"), {})
     with pytest.raises(SettingsError, match="'exact' in the variable APP_EXACT has a new name"):
         load_settings(write(tmp_path, TWO_LINES), {"APP_EXACT": "false"})
