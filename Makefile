@@ -6,7 +6,7 @@ PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 COVERAGE := --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 DOCKER ?= docker
 
-.PHONY: help serve now image test test-all test-quick screenshots check bench
+.PHONY: help serve now image test test-all test-quick docs screenshots check bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,6 +28,9 @@ test-all: .venv/dev tests/node_modules ## the same, with the tests that CI alone
 
 test-quick: .venv/quick ## the tests that need no torch and no browser: under a minute
 	$(PYTEST) -m "not (torch or slow or deploy or exhaustive)"
+
+docs: .venv/quick ## write the generated documents
+	$(BIN)/python -m tests.generate
 
 screenshots: .venv/dev ## take a picture of each state of the page, in docs/screenshots
 	$(BIN)/python -m tests.screenshots

@@ -214,7 +214,7 @@ def write(path: Path, content: bytes) -> None:
 
 def _own_head(architecture: str) -> tuple[dict[str, str], list[str]]:
     """How the library itself names what fastai calls "0.": a map of prefixes; and the head that it puts
-    behind the body, as the steps that `head.read_own_head` knows. Both empty where its head is not
+    behind the body, as the steps that `engines.head.read_head` knows. Both empty where its head is not
     understood.
     """
     vision = import_fastai()

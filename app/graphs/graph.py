@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Int8(Struct, frozen=True):
-    """What fills the companions of a graph that `quantizer.py` makes: `path` computes in int8, `ranges` tells
+    """What fills the companions of a graph that `quantize.py` makes: `path` computes in int8, `ranges` tells
     the smallest and the largest number in each of `tensors`.
 
     `convolutions` has the modules that are taken together: of a Conv its BatchNorm, and the tensor it reads.

@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from app.errors import PayloadTooLarge, RequestError
+from app.errors import Code, PayloadTooLarge, RequestError
 
 TYPE: Final = "application/problem+json"
 VARIES: Final = {"vary": "Accept"}
-CODES: Final = {404: "not-found", 405: "method-not-allowed"}
+CODES: Final[dict[int, Code]] = {404: "not-found", 405: "method-not-allowed"}
 
 PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -47,7 +47,7 @@ class Problem(NamedTuple):
     """A failure: the HTTP status, a code from a closed set, a sentence for a person."""
 
     status: int
-    code: str
+    code: Code
     detail: str
     request_id: str
 
@@ -87,7 +87,7 @@ def as_prediction(request: Request, prediction: Struct) -> Response:
 
 
 def problem(
-    request: Request, status: int, code: str, detail: str, headers: MutableMapping[str, str] | None = None
+    request: Request, status: int, code: Code, detail: str, headers: MutableMapping[str, str] | None = None
 ) -> Response:
     """Return a failure as a problem, or as a page where a browser asks."""
     request.scope["code"] = code

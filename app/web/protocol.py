@@ -15,12 +15,12 @@ from typing import Any, Final, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.errors import Unavailable
+from app.errors import Code, Unavailable
 from app.logs import log_request
 from app.web.problems import TYPE, Problem
 from app.web.strict_h11 import StrictConnection
 
-CODES: Final = {400: "bad-request", 414: "uri-too-long", 431: "header-too-large"}
+CODES: Final[dict[int, Code]] = {400: "bad-request", 414: "uri-too-long", 431: "header-too-large"}
 RETRY: Final = 5  # seconds until a refused connection is worth another try
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class DeadlineProtocol(H11Protocol):
         else:
             self._refuse(503, Unavailable.code, "There are too many connections; try again shortly.")
 
-    def _refuse(self, status: int, code: str, detail: str) -> None:
+    def _refuse(self, status: int, code: Code, detail: str) -> None:
         """Answer with a problem, where nothing was answered yet, and close."""
         cycle = self.cycle if self.cycle and not self.cycle.response_complete else None
         scope: dict[str, Any] = cast("dict[str, Any]", cycle.scope) if cycle else {}
@@ -166,7 +166,7 @@ class DeadlineProtocol(H11Protocol):
             self._count(status, code, identity)
         self.transport.close()
 
-    def _count(self, status: int, code: str, identity: str) -> None:
+    def _count(self, status: int, code: Code, identity: str) -> None:
         log_request("-", "-", status, code, 0.0, identity)
         if service := self.app_state.get("service"):
             service.metrics.requests.labels(str(status), code).inc()
