@@ -96,7 +96,8 @@ Look = Callable[[Any], tuple[Output, Float32]]  # an input -> its output, and it
 class Engine(Protocol):
     """A network ready to compute behind any pipeline.
 
-    `name` is for people; the model card lists the versions of `packages`. `exact` means that photos are
+    `name` is for people; the model card lists the versions of `packages`. Up to `callers` threads may call
+    `Run` at once; an engine for one caller gets batches. `exact` means that photos are
     always decoded at full size. `predict_with_features` is None where no feature map can explain an answer.
     """
 
@@ -104,6 +105,8 @@ class Engine(Protocol):
     def name(self) -> str: ...
     @property
     def packages(self) -> tuple[str, ...]: ...
+    @property
+    def callers(self) -> int: ...
     @property
     def exact(self) -> bool: ...
     @property

@@ -63,6 +63,7 @@ class LearnerEngine:
 
     name = "fastai"
     packages = ("fastai", "torch")
+    callers = 1
     exact = True  # the reference
     predict_with_features = None  # one learner cannot do that while it predicts
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app.cpus import usable_cores
 from app.engines.contract import Output, Prepare, Run
 from app.engines.head import sigmoid, softmax
 from app.engines.sessions import file_session
@@ -75,11 +76,12 @@ class WholeNetwork:
 
 
 class OnnxFileEngine:
-    """The engine of a whole network. Not for several threads at once."""
+    """The engine of a whole network."""
 
     name = "onnxruntime"
     packages = ("onnxruntime", "numpy")
     exact = False
+    callers = usable_cores()
     predict_with_features = None  # its feature maps have no names
 
     def __init__(self, network: WholeNetwork, multi_label: bool = False) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from app.cpus import usable_cores
 from app.engines.contract import Network, Output, Prepare, Run
 from app.engines.head import sigmoid, softmax
 from app.engines.int8 import quantize
@@ -22,6 +23,7 @@ class GraphEngine:
     name = "onnxruntime"
     packages = ("onnxruntime", "numpy")
     exact = False
+    callers = usable_cores()
 
     def __init__(
         self, network: Network, multi_label: bool = False, quantized_weights: Arrays | None = None

@@ -1,6 +1,6 @@
-"""Requests that wait travel together: one engine, one thread, and no timer.
+"""The queue of prepared photos: computed by as many calls at once as the engine takes, and no timer.
 
-When the engine is free it takes all that waits, up to a bound; a request alone goes at once.
+A photo alone goes at once. An engine that takes one call at a time gets the photos that wait as a batch.
 """
 
 import asyncio
@@ -14,14 +14,13 @@ from app.errors import QueueTimeout
 
 Result = TypeVar("Result")
 
-# ONNX Runtime on a CPU takes as long for a photo in a batch of eight as for one alone (docs/performance.md).
-# A few together spare its threads some of their meetings; many would make the first wait for the last, and
-# cost memory: 12 MB a photo with ResNet34.
+# For an engine that takes one call at a time. A larger batch would make its first photo wait for the last,
+# and takes memory: 12 MB a photo with ResNet34.
 MAX_BATCH: Final = 4
 
 
 class Waiting(NamedTuple, Generic[Result]):
-    """A prepared photo, when its answer is of no use any more (time.monotonic), and where the answer goes."""
+    """A prepared photo, its deadline and its arrival (by time.monotonic), and the future of its answer."""
 
     item: Any
     deadline: float
@@ -30,42 +29,48 @@ class Waiting(NamedTuple, Generic[Result]):
 
 
 class Batcher(Generic[Result]):
-    """Runs `run` (N prepared photos -> N answers) for many callers, on a thread of its own."""
+    """Runs `run` (N prepared photos -> N answers) for many callers, on threads of its own."""
 
     def __init__(
         self,
         run: Callable[[Sequence[Any]], Sequence[Result]],
         on_batch: Callable[[int], None] = lambda size: None,
         on_wait: Callable[[float], None] = lambda seconds: None,
+        callers: int = 1,
     ) -> None:
-        """`on_batch` hears the size of each batch, `on_wait` how long each item of it has waited."""
+        """Call `run` on up to `callers` threads at once: with one photo each, or with batches on one thread.
+
+        `on_batch` receives the size of each batch, `on_wait` the seconds that each photo has waited.
+        """
         self._run = run
         self._on_batch = on_batch
         self._on_wait = on_wait
+        self._callers = callers
+        self._largest = MAX_BATCH if callers == 1 else 1
         self._waiting: deque[Waiting[Result]] = deque()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._worker: asyncio.Task[None] | None = None
+        self._executor = ThreadPoolExecutor(callers, thread_name_prefix="engine")
+        self._workers: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Any, deadline: float) -> Result:
-        """The answer to one prepared photo.
+        """Return the answer to one prepared photo.
 
-        A caller that is cancelled while waiting is dropped before it is computed, and so is one whose
-        `deadline` (in the time of time.monotonic) has passed: it raises Unavailable.
+        A photo that is cancelled in the queue is not computed. One that is still there at its `deadline` (by
+        time.monotonic) is not either: QueueTimeout is raised.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(item, deadline, future, time.monotonic()))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+        if len(self._workers) < self._callers:
+            self._workers.add(asyncio.create_task(self._work()))
         return await future
 
     async def _work(self) -> None:
-        """Empty the queue, batch by batch."""
+        """Compute until the queue is empty."""
         loop = asyncio.get_running_loop()
         while batch := self._take():
             self._on_batch(len(batch))
             try:
                 answers = await loop.run_in_executor(self._executor, self._run, [each.item for each in batch])
-            except Exception as error:  # whatever the engine raises belongs to the callers, not to this loop
+            except Exception as error:  # an engine's error belongs to its callers, not to this loop
                 for each in batch:
                     if not each.answer.done():
                         each.answer.set_exception(error)
@@ -73,10 +78,13 @@ class Batcher(Generic[Result]):
                 for each, answer in zip(batch, answers, strict=True):
                     if not each.answer.done():
                         each.answer.set_result(answer)
+        # at once, rather than in a callback: the next photo may arrive before that runs
+        self._workers.discard(asyncio.current_task())
 
     def _take(self) -> list[Waiting[Result]]:
+        """Take the next photos off the queue, without the cancelled and the late ones."""
         batch: list[Waiting[Result]] = []
-        while self._waiting and len(batch) < MAX_BATCH:
+        while self._waiting and len(batch) < self._largest:
             each = self._waiting.popleft()
             if each.answer.done():  # the client has gone
                 continue
@@ -89,7 +97,7 @@ class Batcher(Generic[Result]):
         return batch
 
     async def close(self) -> None:
-        """Finish what waits, then end the thread."""
-        if self._worker is not None:
-            await self._worker
+        """Finish the photos in the queue, then end the threads."""
+        while self._workers:
+            await asyncio.wait(self._workers)
         self._executor.shutdown()

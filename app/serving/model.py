@@ -38,7 +38,8 @@ class Familiarity:
 class Model(Struct, frozen=True):
     """A model that is open.
 
-    `decode_size` is the (height, width) that large JPEGs need not be decoded beyond; None decodes exactly.
+    Up to `callers` threads may call `run` at once. `decode_size` is the (height, width) that large JPEGs need
+    not be decoded beyond; None decodes exactly.
     `familiarity` is None without a proof, `explain` without a feature map.
     """
 
@@ -46,6 +47,7 @@ class Model(Struct, frozen=True):
     rules: AnswerRules
     prepare: Prepare
     run: Run
+    callers: int
     exif: Exif
     decode_size: Size | None = None
     familiarity: Familiarity | None = None
@@ -64,6 +66,7 @@ def assemble(source: Source, network: Recognized, recipe: Recipe, proven: Proven
         rules=AnswerRules(recipe.multi_label, recipe.threshold, recipe.unsure_below, recipe.unfamiliar_below),
         prepare=prepare,
         run=run,
+        callers=engine.callers,
         exif=recipe.exif,
         decode_size=preprocess.least if recipe.jpeg_downscale and not engine.exact else None,
         familiarity=Familiarity(proven.outputs) if proven.outputs else None,

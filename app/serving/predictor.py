@@ -57,7 +57,7 @@ class Predictor:
             with stage("engine").time():
                 return model.run(items)
 
-        self._batcher = Batcher(timed, metrics.batches.observe, stage("queue").observe)
+        self._batcher = Batcher(timed, metrics.batches.observe, stage("queue").observe, model.callers)
         self._admission = Admission()
         self._metrics = metrics
         metrics.in_flight.set_function(lambda: self._admission.in_flight)

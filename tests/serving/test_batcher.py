@@ -1,4 +1,4 @@
-"""Waiting together: who comes while the engine is busy goes with the next batch."""
+"""The queue: photos that arrive while the engine is busy are computed next, together or side by side."""
 
 import asyncio
 import math
@@ -51,6 +51,36 @@ def test_each_caller_gets_its_own_row_and_those_that_wait_travel_together() -> N
         assert [row[0] for row in rows] == list(range(MAX_BATCH + 3))
         assert [len(batch) for batch in gate.batches] == [1, MAX_BATCH, 2]
         await batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_takes_several_calls_gets_one_photo_in_each() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        batcher = Batcher(gate.run, callers=2)
+        photos = [asyncio.create_task(batcher.submit(i, NEVER)) for i in range(5)]
+        await gate.busy()
+        await gate.busy()  # the second call has begun while the first one waits
+        assert gate.batches == [[0], [1]]  # and no third one
+        gate.open.set()
+        assert [row[0] for row in await asyncio.gather(*photos)] == list(range(5))
+        assert sorted(gate.batches) == [[i] for i in range(5)]
+        await batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_closing_waits_for_every_call() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        batcher = Batcher(gate.run, callers=3)
+        photos = [asyncio.create_task(batcher.submit(i, NEVER)) for i in range(4)]
+        await gate.busy()
+        closing = asyncio.create_task(batcher.close())
+        gate.open.set()
+        await closing
+        assert [photo.done() for photo in photos] == [True] * 4
 
     asyncio.run(scenario())
 
