@@ -28,7 +28,12 @@ def chromium() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--disable-background-networking",
+                "--use-fake-device-for-media-stream",  # a camera that shows a test picture
+            ],
         )
         yield browser
         browser.close()
@@ -160,6 +165,20 @@ def several(page: Any, url: str) -> None:
     page.get_by_text("4 of 4 photos").first.wait_for()
 
 
+def live(page: Any, url: str) -> None:
+    """The camera, here Chromium's fake one."""
+    page.context.grant_permissions(["camera"])
+    page.goto(url)
+    page.get_by_role("button", name="Live camera").click()
+    page.locator("#result").wait_for()
+
+
+def share(page: Any, url: str) -> None:
+    answer(page, url)
+    page.get_by_role("button", name="Share").click()
+    page.get_by_role("dialog").wait_for()
+
+
 def api(page: Any, url: str) -> None:
     page.goto(f"{url}/api")
     page.get_by_role("button", name="Copy").first.wait_for()
@@ -169,6 +188,6 @@ STATES: dict[str, State] = {
     state.__name__: state
     for state in (
         *(idle, starting, working, waiting, offline, refused, broken),
-        *(answer, unsure, all_classes, why, several, api),
+        *(answer, unsure, all_classes, why, several, live, share, api),
     )
 }

@@ -27,10 +27,12 @@ from tests.browser import (
     choose,
     chromium,
     in_state,
+    live,
     new_page,
     offline,
     refuse,
     several,
+    share,
     waiting,
     why,
     working,
@@ -204,7 +206,7 @@ def test_without_javascript_the_form_gets_a_page(browser: Any, demo: ServerProce
     page.get_by_role("button", name="Classify it").click()
     page.get_by_role("heading", name="hat").wait_for()
     assert page.locator("#answer li:visible").count() == 4
-    page.get_by_role("link", name="Another photo").click()
+    page.get_by_role("link", name="New photo").click()
     page.get_by_role("button", name="Classify it").wait_for()
     page.context.close()
 
@@ -299,6 +301,112 @@ def test_several_photos_wait_for_a_busy_server_and_stop_at_one_that_is_gone(
     page.get_by_role("button", name="Try again").click()
     page.locator("#cards button:enabled").nth(3).wait_for()
     assert page.locator("#cards .failed").count() == 0
+
+
+# --- the camera --------------------------------------------------------------------------------------------
+
+FRAMES = (
+    "new Promise((done) => { let left = 60;"
+    " const next = () => (left-- ? requestAnimationFrame(next) : done()); next(); })"
+)
+
+
+def test_the_answer_follows_the_camera_and_one_frame_at_a_time_is_sent(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page("phone")
+    live(page, demo.url)
+    answered = page.locator("#scores")
+    before = answered.inner_text()
+    page.wait_for_function("before => document.getElementById('scores').innerText !== before", arg=before)
+    assert in_first_screen(page, "#frame", "#result", "#scores", "[data-do=keep]", "#pick [data-do=cancel]")
+    held: list[Any] = []
+    page.route("**/analyze", held.append)
+    with page.expect_request("**/analyze"):
+        pass
+    page.evaluate(FRAMES)
+    assert len(held) == 1
+    with page.expect_request("**/analyze"):  # a busy server is asked again when it said
+        held[0].fulfill(status=503, headers={"retry-after": "1"}, json={"code": "overloaded"})
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_the_camera_rests_while_the_page_is_hidden_and_stops_when_asked(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page()
+    live(page, demo.url)
+    page.evaluate("Object.defineProperty(document, 'hidden', {get: () => window.away}); window.away = true")
+    asked: list[str] = []
+    page.wait_for_load_state("networkidle")  # the frame that was under way
+    page.on("request", lambda request: asked.append(request.url))
+    page.evaluate(FRAMES)
+    assert asked == []
+    with page.expect_response("**/analyze"):
+        page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
+    track = page.evaluate_handle("document.getElementById('video').srcObject.getTracks()[0]")
+    page.get_by_role("button", name="Stop").press("Enter")
+    in_state(page, "idle")
+    assert track.evaluate("track => track.readyState") == "ended"
+    assert page.evaluate("document.activeElement.id") == "file"
+
+
+def test_what_the_camera_sees_can_be_kept(open_page: Callable[..., Any], demo: ServerProcess) -> None:
+    page = open_page()
+    live(page, demo.url)
+    page.get_by_role("button", name="Keep this one").click()
+    headline(page)
+    assert page.locator("#photo").evaluate("image => image.naturalHeight") >= 480
+    assert page.locator("#video").count() == 0
+    assert page.get_by_text("Answered in").is_visible()
+
+
+def test_a_camera_that_is_blocked_is_said(open_page: Callable[..., Any], demo: ServerProcess) -> None:
+    page = open_page()
+    page.goto(demo.url)
+    page.evaluate(
+        "() => { navigator.mediaDevices.getUserMedia ="
+        " async () => { throw new DOMException('no', 'NotAllowedError'); }; }"
+    )
+    page.get_by_role("button", name="Live camera").click()
+    page.get_by_role("heading", name="The camera is blocked").wait_for()
+    assert page.locator("#stage").is_hidden()
+
+
+# --- sharing -----------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_shared_as_a_picture_or_a_link(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page("phone")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.add_init_script(
+        "navigator.canShare = ({files}) => files.length === 1;"
+        "navigator.share = async ({files, url, text}) => { window.shared = [files[0].type, url, text]; };"
+    )
+    share(page, demo.url)
+    dialog = page.get_by_role("dialog")
+    with page.expect_download() as download:
+        dialog.get_by_role("button", name="Save picture").click()
+    picture = Image.open(download.value.path())
+    assert (picture.format, picture.size) == ("JPEG", (1080, 1350))
+    photo = Image.open(SAMPLES / "shoes.jpg")
+    width = round(780 * photo.width / photo.height)
+    placed = picture.crop((540 - width // 2, 60, 540 - width // 2 + width, 840)).resize(photo.size)
+    difference = np.abs(np.asarray(placed, np.int16) - np.asarray(photo.convert("RGB"), np.int16))
+    assert np.median(difference) < 8  # the photo itself stands in it
+    dialog.get_by_role("button", name="Copy link").click()
+    dialog.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == f"{demo.url}/"
+    dialog.get_by_role("button", name="Copy picture").click()
+    page.wait_for_function("async () => (await navigator.clipboard.read())[0].types.includes('image/png')")
+    dialog.get_by_role("button", name="Share").click()
+    kind, url, text = page.evaluate("shared")
+    assert (kind, url) == ("image/jpeg", f"{demo.url}/") and text.startswith("shoes, 9")
+    dialog.get_by_role("button", name="Close").click()
+    assert page.get_by_role("dialog").count() == 0
+    assert headline(page) == "shoes"
 
 
 # --- the tab's history -------------------------------------------------------------------------------------

@@ -22,14 +22,17 @@ const size = (bytes) => (bytes < 1_000_000
 
 export function enter(state) {
   const focused = document.activeElement;
+  if (state !== "live") document.dispatchEvent(new Event("leave"));
   document.body.dataset.state = state;
   document.body.classList.toggle("picked", state !== "idle");
   for (const part of document.querySelectorAll("[data-in]")) {
     part.hidden = !part.dataset.in.split(" ").includes(state);
   }
   find("file").nextElementSibling.textContent = state === "idle" ? texts.choose : texts.another;
-  // what had the focus is gone: it goes to what is there in every state
-  if (focused !== document.body && !focused.offsetParent) find("file").focus({ preventScroll: true });
+  // what had the focus is gone: it goes to the first action
+  if (focused !== document.body && !focused.offsetParent) {
+    [...find("pick").querySelectorAll("input, button")].find((action) => action.offsetParent)?.focus({ preventScroll: true });
+  }
 }
 
 export function say(text) {
@@ -129,6 +132,14 @@ export function newBatch() {
   batch.abort();
   batch = new AbortController();
   return batch.signal;
+}
+
+// Have no photo.
+export function clear() {
+  job.control.abort();
+  batch.abort();
+  job = { photo: null, control: new AbortController() };
+  hideReasons();
 }
 
 // Put a photo on the stage.
@@ -238,6 +249,7 @@ async function drop({ items, files }) {
   take(folders ? await (await import("./many.js")).fromFolders(entries) : dropped);
 }
 
+document.querySelector("[data-do=live]").classList.toggle("gone", !navigator.mediaDevices); // not over plain http
 find("file").multiple = true; // the form itself sends one
 
 for (const input of [find("file"), find("camera")]) {
@@ -267,6 +279,10 @@ const ACTIONS = {
   retry: attempt,
   cancel,
   forget,
+  live: async () => (await import("./live.js")).start(),
+  keep: async () => (await import("./live.js")).keep(),
+  turn: async () => (await import("./live.js")).turn(),
+  share: async () => (await import("./share.js")).share(),
   csv: async () => (await import("./many.js")).saveCsv(),
   json: async () => (await import("./many.js")).saveJson(),
   again: async () => (await import("./many.js")).retry(),
