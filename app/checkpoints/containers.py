@@ -16,17 +16,10 @@ from typing import Any, Final
 import numpy as np
 from msgspec import Struct
 
-from app.checkpoints.foreign import EXPECTED, check_start, other_zip
-from app.checkpoints.unpickler import (
-    BFLOAT16,
-    MAX_DIMENSIONS,
-    SAVE_AGAIN,
-    Global,
-    Nested,
-    Storage,
-    Tensor,
-    Unpickler,
-)
+from app.checkpoints.budget import Budget
+from app.checkpoints.foreign import EXPECTED, SAVE_AGAIN, check_start, cut_short, other_zip
+from app.checkpoints.records import BFLOAT16, Global, Nested, Storage, Tensor
+from app.checkpoints.unpickler import MAX_DIMENSIONS, Unpickler
 from app.errors import CheckpointError
 from app.types import Array
 
@@ -34,7 +27,9 @@ Fetch = Callable[[Storage | Nested], Array]  # the (count,) array of a storage
 
 LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
 LEGACY_PROTOCOL: Final = 1001
-MAX_HEADER: Final = 10_000_000  # bytes of a safetensors header, for 100,000 tensors
+MAX_HEADER: Final = 2_000_000  # bytes of a safetensors header, for 10,000 tensors
+MAX_DIRECTORY: Final = 2_000_000  # bytes of the list of entries in a zip, for 20,000 of them
+MAX_NESTING: Final = 3  # torch files inside pickles inside torch files
 SAFETENSORS_TYPES: Final[dict[str, np.dtype[Any]]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16,
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
@@ -44,14 +39,16 @@ SAFETENSORS_TYPES: Final[dict[str, np.dtype[Any]]] = {
 
 class Container(Struct, frozen=True):
     """An open file: `kind` is "zip", "legacy", "pickle", "safetensors" or "onnx", `tree` the object in it
-    (None in ONNX), `fetch` gives the numbers of its storages, `globals` are the names that its pickle holds.
+    (None in ONNX), `fetch` gives the numbers of its storages. `unexpected` are the names in its pickles that
+    no network, transform or data block needs; `budget` is what is left for the reader.
     """
 
     kind: str
     tree: Any
     fetch: Fetch
-    globals: frozenset[Global]
+    unexpected: frozenset[Global]
     data: mmap.mmap  # the whole file
+    budget: Budget
 
 
 def open_container(path: Path) -> Container:
@@ -63,17 +60,18 @@ def open_container(path: Path) -> Container:
     start = check_signature(path)
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    budget = Budget.of(len(data))
     if is_onnx(start):
-        return Container("onnx", None, _no_storages, frozenset(), data)
+        return Container("onnx", None, _no_storages, frozenset(), data, budget)
     if is_safetensors(start):
-        return Container("safetensors", *_read_safetensors(data), frozenset(), data)
+        return Container("safetensors", *_read_safetensors(data), frozenset(), data, budget)
     if start.startswith(b"PK"):
-        machine, tree, fetch = _read_zip(path, data)
-        kind = "zip"
+        kind, (machine, tree, fetch) = "zip", _read_zip(path, data, budget)
     else:
-        machine = Unpickler(data)
+        machine = Unpickler(data, budget)
         kind, tree, fetch = _read_pickles(machine, data)
-    return Container(kind, tree, _with_nested(fetch), frozenset(machine.globals), data)
+    _walk_nested(machine)
+    return Container(kind, tree, _with_nested(fetch, budget), frozenset(machine.unexpected), data, budget)
 
 
 def check_signature(path: Path) -> bytes:
@@ -116,10 +114,37 @@ def is_safetensors(start: bytes) -> bool:
 # --- one function a container: the object, and how to fetch its storages ------------------------------------
 
 
-def _read_zip(path: Path, data: mmap.mmap) -> tuple[Unpickler, Any, Fetch]:
+class _Directory(io.FileIO):
+    """A file from which zipfile reads the list of entries, if that is not too long."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY:
+            raise CheckpointError(
+                f"The zip file lists its entries in {size:,} bytes, more than any checkpoint: unpack it and "
+                "deploy the file inside."
+            )
+        return super().read(size) or b""
+
+
+def _entries(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """List the entries of a zip. Raises CheckpointError where it is cut short, or has two of one name."""
+    with path.open("rb") as file:
+        file.seek(
+            -min(path.stat().st_size, 66_000), io.SEEK_END
+        )  # APPNOTE.TXT 4.3.16: 22 bytes and a comment
+        if b"PK\x05\x06" not in file.read():
+            raise cut_short(path.stat().st_size, "the list of its entries, which is at the end of a zip file")
+    with _Directory(path) as directory, zipfile.ZipFile(directory) as archive:
+        found = archive.infolist()
+    entries = {info.filename: info for info in found}
+    if len(entries) < len(found):  # torch would read the one, this reader the other
+        raise CheckpointError("The zip file has two entries of one name, as torch never writes it.")
+    return entries
+
+
+def _read_zip(path: Path, data: mmap.mmap, budget: Budget) -> tuple[Unpickler, Any, Fetch]:
     """Read the zip of torch >= 1.6: data.pkl and one uncompressed entry a storage."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
+    entries = _entries(path)
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise other_zip(entries)
@@ -133,6 +158,8 @@ def _read_zip(path: Path, data: mmap.mmap) -> tuple[Unpickler, Any, Fetch]:
             )
         name_length, extra_length = struct.unpack_from("<HH", data, info.header_offset + 26)
         start = info.header_offset + 30 + name_length + extra_length  # APPNOTE.TXT 4.3.7, local file header
+        if start + info.file_size > len(data):
+            raise cut_short(len(data), f"{start + info.file_size:,} bytes or more")
         return memoryview(data)[start : start + info.file_size]
 
     if root + "byteorder" in entries and bytes(content("byteorder")) != b"little":
@@ -143,7 +170,7 @@ def _read_zip(path: Path, data: mmap.mmap) -> tuple[Unpickler, Any, Fetch]:
     def fetch(storage: Storage | Nested) -> Array:
         return _numbers(content(f"data/{_outside(storage).key}"), _outside(storage), 0)
 
-    machine = Unpickler(io.BytesIO(content("data.pkl")))
+    machine = Unpickler(io.BytesIO(content("data.pkl")), budget)
     return machine, machine.load(), fetch
 
 
@@ -169,9 +196,7 @@ def _read_pickles(machine: Unpickler, data: mmap.mmap | memoryview) -> tuple[str
         starts[key] = position + 8
         position += 8 + count * machine.storages[key].dtype.itemsize
         if count < 0 or position > len(data):
-            raise CheckpointError(
-                f"The file is cut short: {len(data):,} bytes, but it needs {position:,} or more."
-            )
+            raise cut_short(len(data), f"{position:,} bytes or more")
 
     def fetch(storage: Storage | Nested) -> Array:
         return _numbers(data, _outside(storage), starts[_outside(storage).key])
@@ -182,6 +207,8 @@ def _read_pickles(machine: Unpickler, data: mmap.mmap | memoryview) -> tuple[str
 def _read_safetensors(data: mmap.mmap) -> tuple[dict[str, Tensor], Fetch]:
     """Read safetensors (github.com/huggingface/safetensors): the header's length, the header, the numbers."""
     length = int.from_bytes(data[:8], "little")
+    if length > len(data) - 8:
+        raise cut_short(len(data), f"a header of {length:,} bytes")
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
     tree, starts = {}, {}
@@ -194,9 +221,7 @@ def _read_safetensors(data: mmap.mmap) -> tuple[dict[str, Tensor], Fetch]:
         tree[name] = Tensor(Storage(name, dtype, (end - begin) // dtype.itemsize), 0, size, stride)
         starts[name] = 8 + length + begin
         if begin < 0 or 8 + length + end > len(data):
-            raise CheckpointError(
-                f"The file is cut short: {len(data):,} bytes, but it needs {8 + length + end:,} or more."
-            )
+            raise cut_short(len(data), f"{8 + length + end:,} bytes or more")
 
     def fetch(storage: Storage | Nested) -> Array:
         return _numbers(data, _outside(storage), starts[_outside(storage).key])
@@ -204,7 +229,17 @@ def _read_safetensors(data: mmap.mmap) -> tuple[dict[str, Tensor], Fetch]:
     return tree, fetch
 
 
-def _with_nested(fetch: Fetch) -> Fetch:
+def _walk_nested(machine: Unpickler, depth: int = 0) -> None:
+    """Walk the torch files inside a pickle, of use or not, for the names that they hold."""
+    if machine.nested and depth == MAX_NESTING:
+        raise CheckpointError(f"The file has torch files in one another, over {MAX_NESTING} deep.")
+    for data in machine.nested:
+        inner = Unpickler(io.BytesIO(data), machine.budget, unexpected=machine.unexpected)
+        _read_pickles(inner, memoryview(data))
+        _walk_nested(inner, depth + 1)
+
+
+def _with_nested(fetch: Fetch, budget: Budget) -> Fetch:
     """Storages that are torch files inside the pickle are read from there, each once."""
     known: dict[int, Array] = {}
 
@@ -214,7 +249,7 @@ def _with_nested(fetch: Fetch) -> Fetch:
         file = id(storage.data)  # which stays where it is: the tensor holds it
         if file not in known:
             _, inner, fetch_inner = _read_pickles(
-                Unpickler(io.BytesIO(storage.data)), memoryview(storage.data)
+                Unpickler(io.BytesIO(storage.data), budget), memoryview(storage.data)
             )
             known[file] = fetch_inner(inner)
         return known[file]

@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 
-from app.checkpoints.unpickler import SAVE_AGAIN, Call, Global, Tensor
-from app.errors import CheckpointError, NotAClassifier
+from app.checkpoints.records import Call, Global, Tensor
+from app.errors import CheckpointError, NotAClassifier, UnsafeCheckpoint
 
+SAVE_AGAIN: Final = "save the weights with learn.save('stage-2', with_opt=False) and deploy that file"
 EXPECTED: Final = "a checkpoint such as learn.save('stage-2') writes was expected"
 PAGE: Final = ("a web page", "use the link that downloads the file itself, not the page that shows it")
 REFUSED: Final = "the host refused the download: check the link in a private browser window"
@@ -58,6 +59,14 @@ OBJECTS: Final = {  # packages whose objects people pickle: their name, and the 
     "PIL": ("Pillow", "that is a picture"),
 }
 SHOWN: Final = 5  # names of a list
+
+
+def cut_short(size: int, expected: str) -> CheckpointError:
+    """Make the error for a file of `size` bytes whose end is missing."""
+    return CheckpointError(
+        f"The file is cut short: it has {size:,} bytes, but {expected} were expected. Download or upload it "
+        "again."
+    )
 
 
 def check_start(start: bytes, path: Path) -> None:
@@ -126,15 +135,26 @@ def _inside(names: Collection[str]) -> str:
     return f"unpack it and deploy {found[:80]}" if found else SAVE
 
 
-def other_object(tree: Any, names: Sequence[Global]) -> CheckpointError:
-    """Make the error for a pickle that is neither weights nor a network; `names` are the globals in it."""
+def unsafe(name: Global) -> CheckpointError:
+    """Make the error for a pickle that names code which acts."""
+    package = name.module.partition(".")[0]
+    if package in OBJECTS:
+        library, remedy = OBJECTS[package]
+        return NotAClassifier(f"The file holds objects of {library}: {remedy}.")
+    return UnsafeCheckpoint(
+        f"The file names {str(name)[:200]}, which no model has a use for; nothing of it was run. If you "
+        f"trained this model, {SAVE_AGAIN}."
+    )
+
+
+def other_object(tree: Any) -> CheckpointError:
+    """Make the error for a pickle that is neither weights nor a network."""
     if isinstance(tree, dict):
         return _other_dict(tree)
-    package = (str(tree.callee) if isinstance(tree, Call) else str(next(iter(names), ""))).partition(".")[0]
-    if package in OBJECTS and (isinstance(tree, Call) or tree is None):
+    package = str(tree.callee).partition(".")[0] if isinstance(tree, Call) else ""
+    if package in OBJECTS:
         library, remedy = OBJECTS[package]
-        shown = f" ({tree.callee})" if isinstance(tree, Call) else ""
-        return NotAClassifier(f"The file holds an object of {library}{shown}: {remedy}.")
+        return NotAClassifier(f"The file holds an object of {library} ({tree.callee}): {remedy}.")
     return CheckpointError(f"The file holds {_described(tree)}, but {EXPECTED}: {SAVE_AGAIN}.")
 
 

@@ -11,9 +11,11 @@ from typing import Any, Final
 import numpy as np
 from msgspec import Struct
 
+from app.checkpoints.foreign import SAVE_AGAIN
 from app.checkpoints.module_tree import array, is_module, values
+from app.checkpoints.records import Call, Global, Tensor
 from app.checkpoints.task import ELSEWHERE
-from app.checkpoints.unpickler import SAVE_AGAIN, Call, Global, Tensor
+from app.checkpoints.weights import unwrapped_module
 from app.errors import CheckpointError, NotAClassifier
 from app.types import Array
 
@@ -78,7 +80,7 @@ def find_module(tree: Any) -> Call | None:
     """Return the network in the object of a pickle: the object, or its entry or attribute of that name."""
     entries = tree if isinstance(tree, dict) else tree.state if isinstance(tree, Call) else {}
     found = [tree, *(entries.get(name) for name in MODELS)] if isinstance(entries, dict) else [tree]
-    return next((value for value in found if is_module(value)), None)
+    return next((unwrapped_module(value) for value in found if is_module(value)), None)
 
 
 def read_export(tree: Any, numbers: Numbers) -> Export | None:
@@ -89,7 +91,7 @@ def read_export(tree: Any, numbers: Numbers) -> Export | None:
     """
     module = find_module(tree)
     match tree:
-        case Call() if module is tree:
+        case Call() if module and is_module(tree):
             return Export("torch.save(model)", module, {})
         case Call() if module:
             return _fastai2(tree, module, numbers)
@@ -267,9 +269,9 @@ def _loss(loss: Any, known: dict[str, Any], several: bool) -> None:
 
 def _check_targets(transforms: list[str], dataset: Any) -> None:
     """Raise NotAClassifier where a v2 learner has other targets than classes."""
-    for name, target in TARGETS.items():
-        if name in transforms or any(_all(dataset, name)):
-            raise _other_target(target)
+    found = {call.name for call in _all(dataset)}.union(transforms)
+    for name in TARGETS.keys() & found:
+        raise _other_target(TARGETS[name])
 
 
 def _other_target(target: str) -> NotAClassifier:
@@ -278,8 +280,8 @@ def _other_target(target: str) -> NotAClassifier:
     )
 
 
-def _all(root: Any, name: str) -> Iterator[Call]:
-    """Find every object of a class, and every mention of it, below `root`: breadth first."""
+def _all(root: Any, *names: str) -> Iterator[Call]:
+    """Find every object, and every mention, of some classes or of any, below `root`: breadth first."""
     seen, waiting = set(), [root]
     for value in waiting:
         if isinstance(value, Call | dict | list | tuple):
@@ -288,10 +290,10 @@ def _all(root: Any, name: str) -> Iterator[Call]:
             seen.add(id(value))
         match value:
             case Call():
-                if value.name == name:
+                if value.name in names or not names:
                     yield value
                 waiting += [value.callee, value.state, *value.items, *value.arguments]
-            case Global() if value.name == name:
+            case Global() if value.name in names or not names:
                 yield Call(value, ())
             case dict():
                 waiting += value.values()

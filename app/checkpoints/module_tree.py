@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from app.checkpoints.unpickler import SAVE_AGAIN, Call, Global, Tensor
+from app.checkpoints.foreign import SAVE_AGAIN
+from app.checkpoints.records import Call, Global, Tensor
 from app.errors import CheckpointError
 
 MAX_PARTS: Final = 100_000  # modules and tensors; a densenet201 has 2,000
@@ -76,8 +77,12 @@ def _modules(module: Call) -> Iterator[tuple[str, Call]]:
         children = _entries(module, "_modules")
         own = [_entries(module, "_parameters"), _entries(module, "_buffers")]
         count += sum(map(len, (*own, children, values(module.get("_non_persistent_buffers_set")))))
-        if count > MAX_PARTS or len(prefix) > MAX_NAME:
-            raise CheckpointError(f"The file holds over {MAX_PARTS:,} modules and tensors: damaged.")
+        longest = max((len(str(name)) for entries in (*own, children) for name in entries), default=0)
+        if count > MAX_PARTS or len(prefix) + longest > MAX_NAME:
+            raise CheckpointError(
+                f"The file holds over {MAX_PARTS:,} modules and tensors, or a name of over {MAX_NAME:,} "
+                "characters: it is damaged."
+            )
         below = reversed(children.items())
         waiting += [(f"{prefix}{name}.", child) for name, child in below if is_module(child)]
 

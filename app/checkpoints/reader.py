@@ -13,28 +13,16 @@ from typing import Any, Final
 import numpy as np
 from msgspec import Struct
 
-from app.checkpoints.allowlist import WEIGHTS
-from app.checkpoints.containers import Container, Fetch, open_container
-from app.checkpoints.foreign import EXPECTED, other_object
+from app.checkpoints.containers import Fetch, open_container
+from app.checkpoints.foreign import EXPECTED, listed
+from app.checkpoints.labels import Labels, find_labels
 from app.checkpoints.learner_export import Export, read_export
 from app.checkpoints.module_tree import state_dict
-from app.checkpoints.unpickler import BFLOAT16, SAVE_AGAIN, Call, Tensor
-from app.errors import CheckpointError, UnsafeCheckpoint
+from app.checkpoints.records import BFLOAT16, Call, Tensor
+from app.checkpoints.weights import find_weights, unwrapped
+from app.errors import CheckpointError
 from app.types import Array
 
-WRAPPERS: Final = (
-    "module.",
-    "_orig_mod.",
-    "model.",
-)  # before every name: DataParallel, torch.compile, Lightning
-ENTRIES: Final = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "net",
-    "weights",
-)  # in training scripts
 MAX_SHARING: Final = 4  # how often over the bytes of a file may be shared by tensors; tied weights share once
 MAX_TENSORS: Final = 10_000  # a densenet201 has 1,200
 
@@ -45,7 +33,10 @@ class Checkpoint(Struct, frozen=True):
     `container` is "zip", "legacy", "pickle", "safetensors" or "onnx"; the arrays of an ONNX file stay in it,
     and `arrays` is empty. Else `arrays` maps state-dict names to read-only arrays, in the file's order. They
     are views of the mapped file, of its own dtypes, except bfloat16, which is widened to float32; in a legacy
-    file they may be unaligned. `export` has the other facts of a learner or model that was saved whole.
+    file they may be unaligned. `export` has the other facts of a learner or model that was saved whole,
+    `labels` the class names beside a state dict. `names` maps the names of the arrays to those in the file,
+    which may have the prefixes of wrappers. `unexpected` are the names in the pickle that loading it
+    would look up, and that no network, transform or data block needs.
     """
 
     path: Path
@@ -53,11 +44,25 @@ class Checkpoint(Struct, frozen=True):
     arrays: dict[str, Array]
     file: mmap.mmap
     export: Export | None = None
+    names: Mapping[str, str] = {}
+    labels: Labels = ()
+    unexpected: tuple[str, ...] = ()
 
     @property
     def known(self) -> Mapping[str, Any]:
         """Return the settings that the file itself decides, by name."""
-        return self.export.known if self.export else {}
+        known = self.export.known if self.export else {}
+        return {"classes": self.labels, **known} if self.labels else known
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what the owner of the file ought to know of the code that it names."""
+        if not self.unexpected:
+            return ()
+        return (
+            f"the file names code ({listed(self.unexpected)}); nothing of it was run here, but do not load the "
+            "file with torch.load or learn.load unless you trust its author",
+        )
 
     @property
     def module(self) -> Call | None:
@@ -84,9 +89,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if container.kind == "onnx":
             return Checkpoint(path, "onnx", {}, container.data)
         export = read_export(container.tree, lambda tensor: _array("", tensor, container.fetch))
-        tensors = state_dict(export.module) if export else _state_dict(container)
-        arrays = dict(_arrays(_unwrapped(tensors), container.fetch, len(container.data)))
-        return Checkpoint(path, container.kind, arrays, container.data, export)
+        tensors = state_dict(export.module) if export else find_weights(container.tree, container.budget)
+        names = dict(zip(tensors, tensors, strict=True)) if export else unwrapped(list(tensors))
+        tensors = {name: tensors[own] for name, own in names.items()}
+        arrays = dict(_arrays(tensors, container.fetch, len(container.data)))
+        return Checkpoint(
+            path,
+            container.kind,
+            arrays,
+            container.data,
+            export,
+            names,
+            find_labels(container.tree, container.budget),
+            tuple(sorted(map(str, container.unexpected))),
+        )
     except CheckpointError:
         raise
     # The errors of pickletools, zipfile, json, struct and numpy on a damaged file; each is a fact about it.
@@ -98,35 +114,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"The file is damaged or not a checkpoint ({type(error).__name__}: {str(error)[:120]}); "
             f"{EXPECTED}. Download it again, or save it again."
         ) from error
-
-
-def _state_dict(container: Container) -> dict[str, Tensor]:
-    """Return the names and tensors: the object itself, or the entry that a training script keeps them in."""
-    tree = container.tree
-    for entry in ENTRIES:
-        if isinstance(tree, dict) and isinstance(tree.get(entry), dict):
-            tree = tree[entry]
-    tensors = {}
-    if isinstance(tree, dict):
-        tensors = {n: v for n, v in tree.items() if isinstance(v, Tensor) and isinstance(n, str)}
-    others = sorted(name for name in container.globals if (name.module, name.name) not in WEIGHTS)
-    if not tensors:
-        raise other_object(tree, others)
-    if others:  # a learner may name anything in its notebook, but a file of weights needs few names
-        raise UnsafeCheckpoint(
-            f"The file names {others[0]}, which a file of weights has no use for; nothing of it was run. If "
-            f"you trained this model, {SAVE_AGAIN}."
-        )
-    return tensors
-
-
-def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same without the prefixes of wrappers."""
-    for wrapper in WRAPPERS:
-        if tensors and all(name.startswith(wrapper) for name in tensors):
-            # one wrapper may stand in another, in any order
-            return _unwrapped({name.removeprefix(wrapper): value for name, value in tensors.items()})
-    return tensors
 
 
 def _arrays(tensors: dict[str, Tensor], fetch: Fetch, size: int) -> Iterator[tuple[str, Array]]:

@@ -7,88 +7,29 @@ understood, and they become descriptions of tensors. Knows nothing of files and 
 import io
 import mmap
 import pickletools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-import numpy as np
-from msgspec import Struct
-
-from app.checkpoints.allowlist import STORAGES, is_trusted
-from app.errors import CheckpointError, UnsafeCheckpoint
+from app.checkpoints.allowlist import is_expected, is_expected_call, is_trusted
+from app.checkpoints.budget import Budget
+from app.checkpoints.foreign import unsafe
+from app.checkpoints.records import DTYPES, Call, Global, Nested, Storage, Tensor
+from app.errors import CheckpointError
 
 T = TypeVar("T")
-MAX_OPCODES: Final = 1_000_000  # a resnet152 with optimizer state has 90,000
 MAX_DIMENSIONS: Final = 64  # numpy's own
 MAX_BITS: Final = 80  # of an integer: the legacy magic number has 77, everything else far fewer
-MAX_COPIES: Final = 10_000_000  # entries and characters that calls copy, beside those that the file holds
+MAX_KEY: Final = 1_000_000  # of a dict: larger numbers could be chosen to collide
+SLOT, ENTRY, OBJECT = 16, 128, 400  # bytes of a place on the stack or in a list, of one in a dict, of a Call
+BUILT: Final = (
+    ("CodeType",),
+    ("MethodType",),
+)  # of cloudpickle's _builtin_type: a call runs no code
 TENSOR_MODULES: Final = frozenset(  # whose functions make tensors
     "torch._utils torch._tensor torch.tensor torch.nn.parameter fastai.torch_core fastai2.torch_core".split()
 )
-SAVE_AGAIN: Final = "save the weights with learn.save('stage-2', with_opt=False) and deploy that file"
-
-# How torch names the element types. numpy has no bfloat16: two bytes that are widened by `_widen`.
-BFLOAT16: Final = np.dtype([("bfloat16", "<u2")])
-_TYPES: Final[tuple[Any, ...]] = ("<f8", "<f4", "<f2", BFLOAT16, "<i8", "<i4", "<i2", "i1", "u1", "?")
-DTYPES: Final[dict[str, np.dtype[Any]]] = {
-    name: np.dtype(kind) for name, kind in zip(STORAGES, _TYPES, strict=True)
-}
-
-
-class Storage(Struct, frozen=True):
-    """A persistent id: the place of the numbers of one or more tensors."""
-
-    key: str
-    dtype: np.dtype[Any]
-    count: int
-
-
-class Nested(Struct, frozen=True):
-    """A storage that is a whole torch file of its own inside the pickle, as plain `pickle.dump` writes it."""
-
-    data: bytes
-
-
-class Global(Struct, frozen=True, order=True):
-    """The name of a class or function: never looked up."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-class Tensor(Struct, frozen=True):
-    """A tensor not yet read: a part of a storage; `size` and `stride` in elements."""
-
-    storage: Storage | Nested
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass(eq=False, repr=False)
-class Call:
-    """A call in the pickle that is not made: the record of an object.
-
-    `callee` is the class or function, or the Call that would have returned it. `state` holds the attributes
-    by name, or any other state for its class; `items` the values that would have been appended.
-    """
-
-    callee: "Global | Call"
-    arguments: tuple[Any, ...]
-    state: Any = field(default_factory=dict)
-    items: list[Any] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """Return the name of the class or function, without its module; empty if a call would make it."""
-        return self.callee.name if isinstance(self.callee, Global) else ""
-
-    def get(self, attribute: str, default: Any = None) -> Any:
-        """Return one of its attributes."""
-        return self.state.get(attribute, default) if isinstance(self.state, dict) else default
 
 
 class _Mark:
@@ -100,50 +41,60 @@ class Unpickler:
     """Walks pickles that stand one after the other in `source`; `load` returns the next object and leaves the
     source behind it.
 
-    `globals` are the names met so far. Raises UnsafeCheckpoint at one that is not trusted; ValueError,
-    IndexError, KeyError or TypeError where the pickle is damaged. The memory it takes is bounded by the bytes
-    it reads.
+    `unexpected` are the names met so far that no network, transform or data block needs, `nested` the torch
+    files within. Raises UnsafeCheckpoint at a name that is not trusted; ValueError, IndexError, KeyError or
+    TypeError where the pickle is damaged; CheckpointError where the `budget` ends.
     """
 
     source: io.BytesIO | mmap.mmap
+    budget: Budget
     storages: dict[str, Storage] = field(default_factory=dict)
-    globals: set[Global] = field(default_factory=set)
+    unexpected: set[Global] = field(default_factory=set)
+    nested: list[bytes] = field(default_factory=list)
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
-    copies: int = 0
 
     def load(self) -> Any:
         self.stack, self.memo = [], {}
         for count, (opcode, argument, _) in enumerate(pickletools.genops(self.source)):  # type: ignore[arg-type]
+            self.budget.charge(SLOT, 1)
             if opcode.name == "STOP":
                 return self.stack.pop()
-            if count > MAX_OPCODES:
-                raise CheckpointError(
-                    f"The pickle has over {MAX_OPCODES:,} opcodes, more than any checkpoint."
-                )
-            self.step(opcode.name, argument)
+            self.step(opcode.name, argument, count)
         raise EOFError("the pickle has no end")
 
-    def step(self, name: str, argument: Any) -> None:
-        """Carry out one opcode on the stack: the semantics of `pickletools`, less every call."""
+    def step(self, name: str, argument: Any, count: int) -> None:
+        """Carry out one opcode, the `count`-th: the semantics of `pickletools`, less every call."""
         if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
             raise ValueError(f"an integer of {argument.bit_length()} bits")
         if name in _VALUES:
-            self.stack.append(argument)
+            self.push(argument)
         elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name]())
+            self.push(_CONSTANTS[name]())
         elif name in _PUTS:
-            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = self.stack[-1]
+            self.put(len(self.memo) if name == "MEMOIZE" else argument, count)
         elif name in _GETS:
             self.stack.append(self.memo[argument])
         elif name in _TUPLES:
-            self.stack.append(tuple(self.pop(_TUPLES[name])))
+            self.push(tuple(self.pop(_TUPLES[name])))
         elif name == "GLOBAL":
             self.find(*argument.split(" ", 1))
         elif name in _STEPS:
             _STEPS[name](self)
         elif name not in _IGNORED:
             raise ValueError(f"opcode {name} has no place in a file of weights")
+
+    def push(self, value: Any) -> None:
+        """Put a new value on the stack, and charge its size."""
+        self.budget.charge(OBJECT if isinstance(value, Call) else sys.getsizeof(value))
+        self.stack.append(value)
+
+    def put(self, key: int, count: int) -> None:
+        """Remember the top of the stack. Keys are counted: others could be chosen to collide."""
+        if not 0 <= key <= count:
+            raise ValueError(f"the memo key {key} at opcode {count}")
+        self.budget.charge(ENTRY)
+        self.memo[key] = self.stack[-1]
 
     def to_mark(self) -> list[Any]:
         """Take the values above the last mark, and the mark."""
@@ -162,25 +113,29 @@ class Unpickler:
     def find(self, module: Any, name: Any) -> None:
         # a name is a string before it is hashed: hashing a tuple of 400,000 levels would end the process
         module, name = _as(str, module), _as(str, name)
+        found = Global(module, name)
         if not is_trusted(module, name):
-            raise UnsafeCheckpoint(
-                f"The file names {module}.{name}, which no model has a use for; nothing of it was run. If "
-                f"you trained this model, {SAVE_AGAIN}."
-            )
-        self.stack.append(Global(module, name))
-        self.globals.add(self.stack[-1])
+            raise unsafe(found)
+        if not is_expected(module, name):
+            self.unexpected.add(found)
+        self.push(found)
 
     def reduce(self) -> None:
         callee, arguments = self.pop(2)
-        self.copy(*_as(tuple, arguments)[:1])
-        self.stack.append(_rebuild(callee, arguments))
+        self.call(callee, arguments)
 
-    def copy(self, *values: Any) -> None:
-        """Count what is copied: a few bytes of a pickle may ask for a copy of all that it held before."""
-        size = len(self.source) if isinstance(self.source, mmap.mmap) else self.source.getbuffer().nbytes
-        self.copies += sum(len(value) for value in values if isinstance(value, str | list | dict))
-        if self.copies > MAX_COPIES + size:
-            raise CheckpointError("The pickle copies what it holds over and over, as no checkpoint does.")
+    def call(self, callee: Any, arguments: Any) -> None:
+        """Push what a call would return, or its record; the named arguments of NEWOBJ_EX are left out."""
+        match callee, arguments:
+            case Global("collections", "OrderedDict"), (list() as pairs, *_):
+                self.budget.charge(ENTRY * len(pairs))
+            case Global("torch.storage", "_load_from_bytes"), (bytes() as data, *_):
+                self.nested.append(data)
+        self.push(_rebuild(callee, arguments))
+        if isinstance(callee, Global) and not is_expected_call(callee.module, callee.name, arguments):
+            self.unexpected.add(callee)
+        if isinstance(callee, Call) and callee.arguments not in BUILT:  # the pickle makes what it calls
+            self.unexpected.add(_maker(callee))
 
     def persistent(self) -> None:
         """('storage', type, key, device, count, view): the numbers of a tensor, outside of the pickle. v1
@@ -198,6 +153,7 @@ class Unpickler:
             raise CheckpointError(
                 f"The file holds a {kind}, which is not read; save the weights in float32 (model.float())."
             )
+        self.budget.charge(ENTRY)
         self.storages[_as(str, key)] = Storage(key, DTYPES[kind], count)
         self.stack.append(self.storages[key])
 
@@ -206,13 +162,14 @@ class Unpickler:
         (state,) = self.pop(1)
         match self.stack[-1], state:
             case Call(), (dict() | None, dict() as slots):  # attributes, and those of __slots__
-                self.copy(*state)
+                self.budget.charge(ENTRY * sum(map(len, filter(None, state))))
                 self.stack[-1].state = {**(state[0] or {}), **slots}
             case Call(), _:
                 self.stack[-1].state = state
 
     def extend(self, items: list[Any]) -> None:
         """Append to the list or object below."""
+        self.budget.charge(SLOT * len(items))
         match self.stack[-1]:
             case list() as values:
                 values.extend(items)
@@ -220,16 +177,31 @@ class Unpickler:
                 call.items.extend(items)
 
     def update(self, items: list[Any]) -> None:
-        """Set the keys of the dict below. A key other than a string names nothing of use: left out."""
-        if isinstance(self.stack[-1], dict):
+        """Set the keys of the dict below, or of the object, which is of a subclass. Only names and numbers
+        are kept as keys: others name nothing of use.
+        """
+        self.budget.charge(ENTRY * len(items))
+        below = self.stack[-1].state if isinstance(self.stack[-1], Call) else self.stack[-1]
+        if isinstance(below, dict):
             pairs = zip(items[::2], items[1::2], strict=True)
-            self.stack[-1].update((key, value) for key, value in pairs if isinstance(key, str))
+            below.update((key, value) for key, value in pairs if _is_key(key))
 
     def dict(self) -> None:
         """Make a dict as protocol 0 writes it."""
         items = self.to_mark()
-        self.stack.append({})
+        self.push({})
         self.update(items)
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, str) or (isinstance(key, int) and 0 <= key <= MAX_KEY)
+
+
+def _maker(call: Call) -> Global:
+    """Return the name behind a call of the result of a call."""
+    while isinstance(call.callee, Call):
+        call = call.callee
+    return call.callee
 
 
 def _rebuild(callee: Any, arguments: Any) -> Any:
@@ -271,7 +243,7 @@ def _rebuild_plain(callee: Any, arguments: Any) -> Any:
         case Global("_codecs", "encode"), (str() as text, "latin1" | "latin-1"):  # bytes, in protocol 2
             return text.encode("latin-1")
         case Global("collections", "OrderedDict"), (list() as pairs,):  # Python 2
-            return {key: value for key, value in pairs if isinstance(key, str)}
+            return {key: value for key, value in pairs if _is_key(key)}
         case Global("collections", "OrderedDict" | "defaultdict"), _:  # the entries follow one by one
             return {}
         case Global("copyreg" | "copy_reg", "_reconstructor" | "__newobj__"), (Global() as kind, *_):
@@ -314,15 +286,13 @@ _STEPS: Final[dict[str, Callable[[Unpickler], Any]]] = {
     "STACK_GLOBAL": lambda machine: machine.find(*machine.pop(2)),
     "REDUCE": Unpickler.reduce,
     "NEWOBJ": Unpickler.reduce,  # a class instead of a function: to us the same record
-    "NEWOBJ_EX": lambda machine: machine.stack.append(
-        _rebuild(*machine.pop(3)[:2])
-    ),  # less the named arguments
+    "NEWOBJ_EX": lambda machine: machine.call(*machine.pop(3)[:2]),
     "BUILD": Unpickler.build,
     "BINPERSID": Unpickler.persistent,
-    "TUPLE": lambda machine: machine.stack.append(tuple(machine.to_mark())),
-    "FROZENSET": lambda machine: machine.stack.append(machine.to_mark()),
+    "TUPLE": lambda machine: machine.push(tuple(machine.to_mark())),
+    "FROZENSET": lambda machine: machine.push(machine.to_mark()),
     "DICT": Unpickler.dict,
-    "LIST": lambda machine: machine.stack.append(machine.to_mark()),
+    "LIST": lambda machine: machine.push(machine.to_mark()),
     "APPEND": lambda machine: machine.extend(machine.pop(1)),
     "APPENDS": lambda machine: machine.extend(machine.to_mark()),
     "ADDITEMS": lambda machine: machine.extend(machine.to_mark()),

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 def inspect(source: Source, location: str) -> Inspection:
     """Return the report about a checkpoint that was read, whether or not it can be served."""
     checkpoint, network, problem = source.checkpoint, None, ""
-    notes: tuple[str, ...] = ()
+    notes = checkpoint.warnings
     try:
         network = recognize(checkpoint)
         # the owner fills in the class names: without them the file can still be served

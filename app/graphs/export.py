@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from app.checkpoints.module_tree import is_module
-from app.checkpoints.unpickler import Call, Global
+from app.checkpoints.records import Call, Global
 from app.errors import ArchitectureUnknown, ToolMissing
 from app.graphs.graph import COUNTER, WHOLE
 from app.types import Arrays

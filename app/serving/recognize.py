@@ -22,7 +22,8 @@ def recognize(checkpoint: Checkpoint, architecture: str = "") -> AnyNetwork:
     check_numbers(checkpoint.arrays)
     if checkpoint.container == "onnx":
         return WholeNetwork(checkpoint.path)
-    module, shapes = checkpoint.module, {name: array.shape for name, array in checkpoint.arrays.items()}
+    module, names = checkpoint.module, checkpoint.names
+    shapes = {names.get(name, name): array.shape for name, array in checkpoint.arrays.items()}
     check_task(shapes, kinds(module) if module else ())
     graph = find_graph(checkpoint.arrays, architecture)
     if module is None:

@@ -55,6 +55,7 @@ def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> 
         for name, value in checkpoint.known.items()
         if name not in {*silent, "classes"} and not _same(getattr(settings, name), value)
     ]
+    notes += checkpoint.warnings
     complete = with_overrides(settings, {name: known[name] for name in silent})
     if network.size and complete.image_size != network.size:
         raise CheckpointError(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.checkpoints.budget import Budget
 from app.checkpoints.learner_export import _fastai1_transforms, _pair, _resampling
 from app.checkpoints.reader import Checkpoint, read_checkpoint
 from app.checkpoints.unpickler import Unpickler
@@ -229,7 +230,7 @@ def by_name(value: Any) -> Any:
     """What the reader makes of an object."""
     file = io.BytesIO()
     Names(file, 2).dump(value)
-    return Unpickler(io.BytesIO(file.getvalue())).load()
+    return Unpickler(io.BytesIO(file.getvalue()), Budget.of(10_000)).load()
 
 
 def test_the_attributes_of_fastai_2_0_are_understood() -> None:

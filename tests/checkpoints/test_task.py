@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -290,6 +291,11 @@ def test_objects_of_other_libraries_are_named(tmp_path: Path) -> None:
     assert sentence(path) == (
         "The file holds an object of scikit-learn (sklearn.ensemble._forest.RandomForestClassifier): it "
         "takes rows of numbers, not photos."
+    )
+    joblib.dump(forest, path)
+    assert sentence(path) == (
+        "The file holds objects of joblib, as scikit-learn saves its models: they take rows of numbers, not "
+        "photos."
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from app.checkpoints.learner_export import Export
 from app.checkpoints.reader import Checkpoint, read_checkpoint
-from app.checkpoints.unpickler import Call, Global
+from app.checkpoints.records import Call, Global
 from app.errors import CheckpointError, ClassesMismatch, SettingsError
 from app.photos.decode import decode
 from app.photos.transforms import IMAGENET_STD, Preprocess
