@@ -60,8 +60,8 @@ class Checkpoint(Struct, frozen=True):
         if not self.unexpected:
             return ()
         return (
-            f"the file names code ({listed(self.unexpected)}); nothing of it was run here, but do not load the "
-            "file with torch.load or learn.load unless you trust its author",
+            f"the file names code ({listed(self.unexpected)}); nothing of it was run here, but do not load "
+            "the file with torch.load or learn.load unless you trust its author",
         )
 
     @property
