@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 
 from app.checkpoints.foreign import SAVE_AGAIN
-from app.checkpoints.module_tree import array, is_module, values
+from app.checkpoints.module_tree import array, is_module, state_dict, values
 from app.checkpoints.records import Call, Global, Tensor
 from app.checkpoints.task import ELSEWHERE
 from app.checkpoints.weights import unwrapped_module
@@ -74,6 +74,10 @@ class Export(Struct, frozen=True):
     module: Call
     known: Mapping[str, Any]
     unserved: tuple[str, ...] = ()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the network, by name."""
+        return state_dict(self.module)
 
 
 def find_module(tree: Any) -> Call | None:

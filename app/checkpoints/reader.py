@@ -17,7 +17,6 @@ from app.checkpoints.containers import Fetch, open_container
 from app.checkpoints.foreign import EXPECTED, listed
 from app.checkpoints.labels import Labels, find_labels
 from app.checkpoints.learner_export import Export, read_export
-from app.checkpoints.module_tree import state_dict
 from app.checkpoints.records import BFLOAT16, Call, Tensor
 from app.checkpoints.weights import find_weights, unwrapped
 from app.errors import CheckpointError
@@ -89,7 +88,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if container.kind == "onnx":
             return Checkpoint(path, "onnx", {}, container.data)
         export = read_export(container.tree, lambda tensor: _array("", tensor, container.fetch))
-        tensors = state_dict(export.module) if export else find_weights(container.tree, container.budget)
+        tensors = export.tensors() if export else find_weights(container.tree, container.budget)
         names = dict(zip(tensors, tensors, strict=True)) if export else unwrapped(list(tensors))
         tensors = {name: tensors[own] for name, own in names.items()}
         arrays = dict(_arrays(tensors, container.fetch, len(container.data)))
