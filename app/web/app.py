@@ -61,6 +61,7 @@ def create_app(settings: Settings, on_failure: OnFailure) -> Starlette:
             Route("/", page, middleware=packed),
             Route("/api", api_page, middleware=packed),
             Route("/manifest.webmanifest", manifest),
+            Route("/preview.jpg", preview),
             Route("/samples/{number:int}", sample),
             Route("/analyze", analyze, methods=["GET", "POST"] if settings.allow_url else ["POST"]),
             Route("/explain", explain, methods=["POST"]),
@@ -118,6 +119,11 @@ async def stylesheet(request: Request) -> Response:
 async def manifest(request: Request) -> Response:
     """GET /manifest.webmanifest: lets a phone install the page."""
     return JSONResponse(request.state.pages.manifest(), media_type="application/manifest+json")
+
+
+def preview(request: Request) -> Response:  # drawn on a thread, once
+    """GET /preview.jpg: the picture of a link to the page."""
+    return Response(request.state.pages.preview, media_type="image/jpeg", headers=FRESH)
 
 
 async def sample(request: Request) -> Response:

@@ -7,7 +7,9 @@ import base64
 import html
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from string import Template
 from typing import Any, Final
@@ -21,6 +23,7 @@ from app.serving.card import ModelCard
 from app.serving.predictor import Prediction, Score
 from app.settings import DEMO, Settings
 from app.web.colors import color_rules, ground
+from app.web.preview import draw_preview, public_address
 
 VIEW: Final = Path(__file__).parent / "view"
 DEMO_SAMPLES: Final = Path(__file__).parent.parent / "samples"
@@ -38,7 +41,7 @@ class Pages:
     `classes` are those that it names; an export says them only when it has been opened.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, environment: Mapping[str, str] = os.environ) -> None:
         """Read templates, texts and samples. Raises SettingsError where there are no such samples."""
         self._settings = settings
         self.classes = settings.classes
@@ -50,6 +53,12 @@ class Pages:
         self.samples = _samples(settings)  # in the order in which they are shown
         self.stylesheet = color_rules(settings.color) + (VIEW / "static" / "style.css").read_text("utf-8")
         self._sample_row = self._samples_html()
+        self._address = public_address(settings, environment)
+
+    @cached_property
+    def preview(self) -> bytes:
+        """The picture that stands for the page where a link to it is shared."""
+        return draw_preview(self._settings.color, self.samples)
 
     def opened(self, card: ModelCard) -> None:
         """Take from the card what the settings do not say: the classes, and how photos must be sent."""
@@ -145,13 +154,16 @@ class Pages:
         return self._words["tells"].format(classes=named)
 
     def _preview_tags(self) -> str:
-        """What needs this server's own address, which the settings alone can say: Host headers lie."""
-        address = html.escape(self._settings.public_url.rstrip("/"))
+        """The tags that name this server's address, where it is known."""
+        address = html.escape(self._address)
         if not address:
-            return ""
+            return '<meta name="twitter:card" content="summary">\n'
         return (
             f'<meta property="og:url" content="{address}/">\n<link rel="canonical" href="{address}/">\n'
-            f'<meta property="og:image" content="{address}/static/icon-512.png">\n'
+            f'<meta property="og:image" content="{address}/preview.jpg">\n'
+            '<meta property="og:image:width" content="1200">\n'
+            '<meta property="og:image:height" content="630">\n'
+            '<meta name="twitter:card" content="summary_large_image">\n'
         )
 
     def _samples_html(self) -> str:

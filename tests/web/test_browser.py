@@ -321,7 +321,7 @@ def test_the_answer_follows_the_camera_and_one_frame_at_a_time_is_sent(
     page.wait_for_function("before => document.getElementById('scores').innerText !== before", arg=before)
     assert in_first_screen(page, "#frame", "#result", "#scores", "[data-do=keep]", "#pick [data-do=cancel]")
     held: list[Any] = []
-    page.route("**/analyze", held.append)
+    page.route("**/analyze", lambda route: held.append(route))
     with page.expect_request("**/analyze"):
         pass
     page.evaluate(FRAMES)

@@ -82,12 +82,48 @@ def test_the_classes_are_the_description_unless_there_is_one() -> None:
     assert "c11 and 88 more." in many and "c12" not in many
 
 
-def test_links_are_previewed_with_an_address_that_the_settings_alone_give(bears: ServerProcess) -> None:
-    page = Pages(settings(public_url="https://bears.example/")).index("ready")
-    assert '<meta property="og:image" content="https://bears.example/static/icon-512.png">' in page
-    assert '<meta property="og:title" content="What&#x27;s in this photo?">' in page
+HOSTS = {  # how each host says where an application is
+    "SPACE_HOST": ("me-bears.hf.space", "https://me-bears.hf.space"),
+    "VERCEL_PROJECT_PRODUCTION_URL": ("bears.vercel.app", "https://bears.vercel.app"),
+    "RENDER_EXTERNAL_URL": ("https://bears.onrender.com", "https://bears.onrender.com"),
+    "RAILWAY_PUBLIC_DOMAIN": ("bears.up.railway.app", "https://bears.up.railway.app"),
+    "FLY_APP_NAME": ("bears", "https://bears.fly.dev"),
+}
+
+
+@pytest.mark.parametrize("variable", HOSTS)
+def test_links_are_previewed_with_the_address_that_the_host_says(variable: str) -> None:
+    said, address = HOSTS[variable]
+    page = Pages(settings(), {variable: said}).index("ready")
+    assert f'<meta property="og:image" content="{address}/preview.jpg">' in page
+    assert f'<link rel="canonical" href="{address}/">' in page
+    assert "summary_large_image" in page
+    mine = Pages(settings(public_url="https://mine.example/"), {variable: said}).index("ready")
+    assert "https://mine.example/preview.jpg" in mine and address not in mine
+    assert "og:image" not in Pages(settings(), {variable: 'x"><script>'}).index("ready")
+
+
+def test_links_have_no_picture_where_the_address_is_unknown(bears: ServerProcess) -> None:
+    assert '<meta property="og:title" content="What&#x27;s in this photo?">' in Pages(settings()).index(
+        "ready"
+    )
     answer = requests.get(bears.url, headers={"Host": "elsewhere.example"}, timeout=SECONDS)
     assert "elsewhere" not in answer.text and "og:image" not in answer.text
+
+
+def test_the_picture_of_a_link_shows_the_samples_in_the_color_of_the_page(
+    bears: ServerProcess, tmp_path: Path
+) -> None:
+    answer = requests.get(f"{bears.url}/preview.jpg", timeout=SECONDS)
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(answer.content)).size == (1200, 630)
+    for name, color in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (300, 200), color).save(tmp_path / f"{name}.png")
+    drawn = Pages(settings(samples=str(tmp_path), color="#00aa00")).preview
+    assert len(drawn) < 300_000  # over that, messengers show none
+    picture = Image.open(io.BytesIO(drawn)).convert("RGB")
+    for place, color in (((400, 315), (255, 0, 0)), ((800, 315), (0, 0, 255)), ((120, 69), (0, 133, 0))):
+        assert picture.getpixel(place) == pytest.approx(color, abs=12)  # photos, and the first corner
 
 
 def test_the_page_can_be_installed(bears: ServerProcess) -> None:

@@ -1,0 +1,96 @@
+"""The preview of a link to the page where it is shared: the page's address, and a picture."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from PIL import Image, ImageDraw, ImageOps
+
+from app.settings import Settings
+from app.web.colors import ground, readable
+
+# Variables in which hosts tell an application its public name, by their documentation
+HOSTS: Final = {
+    "SPACE_HOST": "https://{}",  # Hugging Face Spaces
+    "VERCEL_PROJECT_PRODUCTION_URL": "https://{}",
+    "RENDER_EXTERNAL_URL": "{}",
+    "RAILWAY_PUBLIC_DOMAIN": "https://{}",
+    "FLY_APP_NAME": "https://{}.fly.dev",
+}
+ADDRESS: Final = re.compile(r"https://[A-Za-z0-9.-]+")
+SIZE: Final = (1200, 630)  # Open Graph: the shape that most sites show whole
+EDGE, CORNER, LINE = 60, 120, 18  # px
+GAP: Final = 24  # px between photos
+MAX_PHOTOS: Final = 3
+SMOOTH: Final = 2  # drawn so many times as large, then scaled down: Pillow's lines have no soft edges
+
+
+def public_address(settings: Settings, environment: Mapping[str, str]) -> str:
+    """The page's address without a slash at the end: `public_url`, else as the host says, else empty.
+
+    Never from a request: its Host header may be anybody's.
+    """
+    if settings.public_url:
+        return settings.public_url.rstrip("/")
+    for variable, form in HOSTS.items():
+        address = form.format(environment.get(variable, "")).rstrip("/")
+        if environment.get(variable) and ADDRESS.fullmatch(address):
+            return address
+    return ""
+
+
+def draw_preview(color: str, samples: Sequence[Path]) -> bytes:
+    """A JPEG with up to three sample photos, or the page's sign, in four corners of the accent `color`."""
+    width, height = (side * SMOOTH for side in SIZE)
+    picture = Image.new("RGB", (width, height), ground(color, "light"))
+    accent = readable(color, "light")
+    photos = samples[:MAX_PHOTOS]
+    if photos:
+        _paste_photos(picture, photos)
+    else:
+        _draw_sign(picture, accent)
+    _draw_corners(picture, accent)
+    buffer = io.BytesIO()
+    picture.resize(SIZE, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=85, optimize=True)
+    return buffer.getvalue()
+
+
+def _paste_photos(picture: Image.Image, photos: Sequence[Path]) -> None:
+    """Photos side by side within the corners, each filling its share."""
+    inset, gap = (EDGE + LINE + GAP) * SMOOTH, GAP * SMOOTH
+    height = picture.height - 2 * inset
+    width = (picture.width - 2 * inset - gap * (len(photos) - 1)) // len(photos)
+    mask = Image.new("L", (width, height), 0)
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, width - 1, height - 1), 24 * SMOOTH, 255)
+    for number, file in enumerate(photos):
+        with Image.open(file) as photo:
+            fitted = ImageOps.fit(ImageOps.exif_transpose(photo).convert("RGB"), (width, height))
+        picture.paste(fitted, (inset + number * (width + gap), inset), mask)
+
+
+def _draw_sign(picture: Image.Image, accent: str) -> None:
+    """The picture of the page's empty place for a photo: a frame, hills and a sun."""
+    draw, line = ImageDraw.Draw(picture), 14 * SMOOTH
+    left, top = picture.width // 2 - 150 * SMOOTH, picture.height // 2 - 125 * SMOOTH
+    scale = 300 / 48 * SMOOTH  # the drawing in index.html is 48 x 40
+    corners = [(left + x * scale, top + y * scale) for x, y in ((2, 2), (46, 38))]
+    draw.rounded_rectangle([*corners[0], *corners[1]], 6 * scale, outline=accent, width=line)
+    hills = ((3, 33), (16, 22), (24, 29), (33, 20), (45, 32))
+    draw.line([(left + x * scale, top + y * scale) for x, y in hills], accent, line, joint="curve")
+    draw.ellipse(
+        [left + 11 * scale, top + 10 * scale, left + 19 * scale, top + 18 * scale], outline=accent, width=line
+    )
+
+
+def _draw_corners(picture: Image.Image, accent: str) -> None:
+    """The four corners that frame things on the page."""
+    edge, corner, line = EDGE * SMOOTH, CORNER * SMOOTH, LINE * SMOOTH
+    frame = Image.new("L", picture.size, 0)
+    draw = ImageDraw.Draw(frame)
+    right, bottom = picture.width - edge, picture.height - edge
+    draw.rounded_rectangle((edge, edge, right, bottom), 48 * SMOOTH, outline=255, width=line)
+    draw.rectangle((edge + corner, 0, right - corner, picture.height), fill=0)
+    draw.rectangle((0, edge + corner, picture.width, bottom - corner), fill=0)
+    picture.paste(accent, (0, 0), frame)
