@@ -56,27 +56,29 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     now = commands.add_parser("now", help="put it online with Vercel")
-    now.add_argument("--prod", action="store_true", help="under the link that everybody can open")
-    now.add_argument("--name", default="", help="of the project, and so of the link (default: this folder's)")
-    now.add_argument("--dry-run", action="store_true", help="show what would be sent, and send nothing")
-    now.add_argument("vercel", nargs="*", metavar="-- OPTION", help="handed on to `vercel deploy`")
+    now.add_argument("--prod", action="store_true", help="deploy to the link that everybody can open")
+    now.add_argument(
+        "--name", default="", help="name of the project and of its link (default: this folder's)"
+    )
+    now.add_argument("--dry-run", action="store_true", help="list the files without sending them")
+    now.add_argument("vercel", nargs="*", metavar="-- OPTION", help="an option of `vercel deploy`")
 
-    predict = commands.add_parser("predict", help="say what is on photos, as the server would")
+    predict = commands.add_parser("predict", help="classify photos, as the server does")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument(
-        "--json", action="store_true", help="one JSON object a line, as POST /analyze answers"
+        "--json", action="store_true", help="print one JSON object a line, as POST /analyze answers"
     )
 
     check = commands.add_parser("check", help="evaluate the model on a folder of labeled photos")
-    check.add_argument("folder", type=Path, metavar="FOLDER", help="with one sub-folder a class")
+    check.add_argument("folder", type=Path, metavar="FOLDER", help="with one sub-folder for each class")
     check.add_argument(
         "--html", type=Path, metavar="FILE", help="write a page with the worst mistakes as pictures"
     )
 
     fetch = commands.add_parser("fetch", help="download the model, and make sure that it can be served")
-    inspect = commands.add_parser("inspect", help="what is in a checkpoint, and which settings serve it")
+    inspect = commands.add_parser("inspect", help="describe a checkpoint, and print settings that serve it")
     inspect.add_argument("file", metavar="FILE-or-URL")
-    inspect.add_argument("--json", action="store_true", help="the same for programs, as one JSON object")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
 
     graph = commands.add_parser("graph", help="export the graph of an architecture (needs requirements.txt)")
     graph.add_argument("architecture", metavar="ARCHITECTURE", help="fastai's name for it, such as resnet101")

@@ -125,23 +125,27 @@ class Evaluation(Struct, frozen=True):
 
 
 def labeled_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """The files in a folder with one sub-folder a class, each with the index of its class.
+    """The files in a folder with one sub-folder for each class, each with the index of its class.
 
-    Raises StartupError where a sub-folder is no class, or there is no file.
+    Raises StartupError if a sub-folder is not named after a class, or if there is no file.
     """
     if not folder.is_dir():
-        raise StartupError(f"{folder} is no folder; a folder with one sub-folder a class was expected.")
+        raise StartupError(
+            f"{folder} is not a folder; a folder with one sub-folder for each class was expected."
+        )
     groups = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and not sub.name.startswith(".")]
     if unknown := [sub.name for sub in groups if sub.name not in classes]:
         raise StartupError(
-            f"{folder} has the sub-folders {', '.join(unknown)[:200]}, which are no classes; the classes are "
+            f"{folder} has the sub-folders {', '.join(unknown)[:200]}, which are not classes; the classes are "
             f"{', '.join(classes)[:500]}."
         )
     photos = [
         (path, classes.index(sub.name)) for sub in groups for path in sorted(sub.rglob("*")) if path.is_file()
     ]
     if not photos:
-        raise StartupError(f"{folder} has no photos; it needs one sub-folder a class, with photos in it.")
+        raise StartupError(
+            f"{folder} has no photos; it needs one sub-folder for each class, with photos in it."
+        )
     return photos
 
 

@@ -1,7 +1,7 @@
-"""`python -m app now`: try what is to be served, stage it in a clean folder, hand that to Vercel's program.
+"""`python -m app now`: open the model, stage the project in a clean folder, and deploy it to Vercel.
 
-What is staged is listed here, not what is left out: so no tests, no notes, no old downloads. The settings
-that were tried, file and environment together, are the settings that are staged.
+The staged files are listed here, so no tests, notes or old downloads are sent. The staged settings are those
+that opened the model: file and environment together.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from app.errors import DeployError, SettingsError, ToolMissing
 from app.fetching.links import is_url
 from app.progress import show_progress
 from app.serving.opening import open_model
-from app.settings import PLACES, SETTINGS_FILE, Settings, as_toml, load_settings
+from app.settings import DEFAULTS, PLACES, SETTINGS_FILE, Settings, as_toml, load_settings
 
 APP: Final = SETTINGS_FILE.parent
 ROOT: Final = APP.parent
@@ -34,7 +34,7 @@ ELSEWHERE: Final = "docs/deploy.md names other hosts for the same Dockerfile"
 REFUSALS: Final = (
     (
         r"credentials|not authenticated|log ?in|token.{0,20}(invalid|not valid)",
-        "Vercel does not know who you are: run `npx vercel login`, then this again; or try it without an "
+        "You are not logged in to Vercel: run `npx vercel login`, then this again; or try it without an "
         "account, with `python -m app now -- --temporary`.",
     ),
     (
@@ -57,10 +57,10 @@ def run(options: argparse.Namespace) -> int:
     DeployError if it fails.
     """
     settings = load_settings(options.settings)
-    if settings.engine == "fastai":
+    if settings.engine != DEFAULTS["engine"]:
         raise SettingsError(
-            'engine is "fastai", but the image that Vercel builds has no torch. Take that line out; or build '
-            f"the image with --target full: {ELSEWHERE}."
+            f'engine is "{settings.engine}", but the image that Vercel builds has no torch. Take that line out; '
+            f"or build the image with --target full: {ELSEWHERE}."
         )
     command = [] if options.dry_run else _command_line()
     say(f"settings    {options.settings}")
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
 def stage(settings: Settings, folder: Path) -> None:
     """Write all that the image is built of into the new `folder`, and how it is run as vercel.json.
 
-    What the settings name on this machine goes along, wherever it is kept: checkpoint, proof, samples.
+    Files that the settings name on this machine are copied too: checkpoint, proof, samples.
     """
     folder.mkdir()
     for name in BESIDE_APP:
@@ -149,7 +149,7 @@ def _describe(folder: Path) -> None:
     if sum(sizes) > FREE_PLAN:
         say(
             f"            Vercel's free plan takes {_megabytes(FREE_PLAN)} from the command line: put the "
-            "checkpoint behind a link, and say so in model_url"
+            "checkpoint behind a link, and set model_url to it"
         )
 
 

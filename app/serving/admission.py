@@ -1,7 +1,6 @@
-"""Who may come in: as many as can be answered while they are still waiting. The others are told at once when
-to try again.
+"""Admission: photos enter the queue only if they can be answered in time; the others are refused at once.
 
-Knows how fast answers have lately been leaving, and nothing of photos or requests.
+Knows the recent rate of answers, and nothing of photos or requests.
 """
 
 import math
@@ -12,43 +11,39 @@ from typing import Final
 
 from app.errors import Unavailable
 
-MAX_WAIT: Final = 1.5  # seconds that the last one in may have to wait: with it all are answered within two
-DRAINED_WAIT: Final = 0.75  # while more come than can be answered; so all is as usual a second after the rush
-MAX_IN_FLIGHT: Final = 64  # the uploads and pixels of so many fit in the memory of a small machine
-MIN_ADMITTED: Final = (
-    4  # so many come in however slow the network is, or hardly anybody would ever be answered
-)
-QUEUE_TIMEOUT: Final = (
-    5.0  # seconds that who was let in may wait: the estimate was wrong, the answer is worthless
-)
+MAX_WAIT: Final = 1.5  # seconds of estimated wait up to which photos are admitted
+DRAINED_WAIT: Final = 0.75  # the same after a refusal: so the queue is short again a second after a rush
+MAX_IN_FLIGHT: Final = 64  # photos whose uploads and pixels fit in the memory of a small machine
+MIN_ADMITTED: Final = 4  # photos that are admitted even if the network is slow
+QUEUE_TIMEOUT: Final = 5.0  # seconds that an admitted photo may wait; a later answer is worthless
 EWMA_ALPHA: Final = 0.1  # weight of the latest answer in the moving average
 
 
 class Admission:
-    """Counts those inside, and estimates what one more would wait. For one event loop."""
+    """Counts the photos in flight, and estimates the wait of one more. For one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._in_flight = 0
         self._pace = 0.0  # seconds between two answers while there is work
-        self._left = -math.inf  # when the latest answer left
+        self._left = -math.inf  # time of the latest answer
         self._limit = MAX_WAIT
 
     @property
     def in_flight(self) -> int:
-        """How many have come in and not left yet."""
+        """The number of admitted photos without an answer."""
         return self._in_flight
 
     @property
     def wait(self) -> float:
-        """Seconds that one more would wait before it is looked at."""
+        """The estimated wait of one more photo, in seconds."""
         return self._in_flight * self._pace
 
     def check(self) -> None:
-        """Raise Unavailable, with the seconds after which to try again, where there is no room.
+        """Raise Unavailable, with the seconds until a retry may succeed, if the queue is full.
 
-        Once one had to be refused the queue is kept short, until it has become so by itself: a queue that
-        stays long helps nobody, and all who come after the rush would wait for it.
+        After a refusal the queue is kept shorter until it has drained. A queue that stays long serves no
+        client sooner, and every client after the rush would wait for it.
         """
         if self.wait <= DRAINED_WAIT / 2:
             self._limit = MAX_WAIT
@@ -63,9 +58,9 @@ class Admission:
 
     @contextmanager
     def slot(self) -> Iterator[float]:
-        """A place inside, and the time of the clock after which its answer is of no use any more.
+        """Enter the queue; yield the deadline by the clock. Raises Unavailable.
 
-        Raises Unavailable. What fails or is cancelled says nothing of the pace.
+        Failures and cancellations do not change the estimated rate.
         """
         self.check()
         came = self._clock()
@@ -73,7 +68,7 @@ class Admission:
         try:
             yield came + QUEUE_TIMEOUT
             now = self._clock()
-            # what came to an empty house took all its time for itself, the others since the one before left
+            # a photo in an empty queue took its whole time, any other the time since the answer before it
             taken = now - max(came, self._left)
             self._pace = self._pace + EWMA_ALPHA * (taken - self._pace) if self._pace else taken
             self._left = now

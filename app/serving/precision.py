@@ -1,4 +1,4 @@
-"""Whether the body computes in int8: only where the proof agrees with float32 and it is quicker."""
+"""The choice of precision: int8 only if the proof agrees with float32 and int8 is faster."""
 
 import time
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from app.engines.contract import Engine, Output
 from app.photos.transforms import Preprocess
 
 MAX_MEAN_DIFFERENCE: Final = 0.01  # of a probability, over all photos and classes
-# Of the most changed probability of a photo, over all photos: among many classes, of which most are near 0 in
-# both, the mean of all says little.
+# Of the most changed probability of each photo. With many classes the mean of all says little, since most
+# probabilities are near 0 in both.
 MAX_MEAN_LARGEST: Final = 0.02
-MIN_SPEEDUP: Final = 1.25  # times as quick: for less nobody needs other numbers
-TIMED: Final = 7  # photos for each of the two
+MIN_SPEEDUP: Final = 1.25  # a smaller gain is not worth other numbers
+TIMED: Final = 7  # photos for each engine
 
 
 class Precision(Struct, frozen=True):
-    """In which numbers the body computes, and why.
+    """The precision of the body, and the reason.
 
-    Of `photos` photos int8 gave `flips` another class, not counting those that are unsure in both. The
+    int8 gave `flips` of `photos` photos another class, not counting photos that are unsure in both. The
     probabilities differ by `mean_difference` on average, the most changed one of a photo by
-    `mean_largest_difference` on average and `worst_difference` at most. int8 is `gain` times as quick.
+    `mean_largest_difference` on average and `worst_difference` at most. int8 is `gain` times as fast.
     """
 
     used: Literal["float32", "int8"]
@@ -46,10 +46,10 @@ def compare(
     threshold: float | None = None,
     insist: bool = False,
 ) -> Precision:
-    """How far the answers in int8 are from those in float32 to the same photos.
+    """Compare the outputs in int8 and in float32 for the same photos.
 
-    An answer is the likeliest class, or with a `threshold` all from there on. `used` is int8 where they agree
-    and it is MIN_SPEEDUP times as quick; to `insist` is not to mind how quick.
+    An answer is the likeliest class, or with a `threshold` all classes from there on. `used` is int8 if the
+    answers agree and int8 is MIN_SPEEDUP times as fast; with `insist` the speed does not matter.
     """
     expected, found = (np.stack([answer.probabilities for answer in both]) for both in (float32, int8))
     if threshold is None:
@@ -62,18 +62,18 @@ def compare(
     each = differences.max(axis=1)
     mean, largest, worst = float(differences.mean()), float(each.mean()), float(each.max())
     agrees = not flips and mean <= MAX_MEAN_DIFFERENCE and largest <= MAX_MEAN_LARGEST
-    quicker = gain >= MIN_SPEEDUP or insist
+    faster = gain >= MIN_SPEEDUP or insist
     verdict = (
-        "int8 is too far from float32" if not agrees else "it agrees" if quicker else "int8 is hardly quicker"
+        "int8 is too far from float32" if not agrees else "it agrees" if faster else "int8 is hardly faster"
     )
     judged = f"{len(found)} photos of the proof"
     if not sure.all():
         judged = f"the {sure.sum()} photos of the proof that are not unsure"
     return Precision(
-        "int8" if agrees and quicker else "float32",
+        "int8" if agrees and faster else "float32",
         f"{verdict}; {flips} of {judged} get another class, a probability differs "
         f"by {mean:.4f} on average, the most changed one of a photo by {largest:.4f} on average and "
-        f"{worst:.4f} at most, and int8 is {gain:.1f} times as quick",
+        f"{worst:.4f} at most, and int8 is {gain:.1f} times as fast",
         *(len(found), flips, mean, largest, worst, gain),
     )
 

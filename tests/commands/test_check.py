@@ -1,4 +1,4 @@
-"""Figures about a labelled folder: against scikit-learn, and by way of the command."""
+"""Figures about a labeled folder: against scikit-learn, and by way of the command."""
 
 import json
 import shutil
@@ -96,7 +96,7 @@ def test_check_writes_a_page_that_needs_nothing_else(folder: Path, tmp_path: Pat
     assert "named rightly" in text
 
 
-def test_check_leaves_out_what_is_no_photo_and_says_so(folder: Path) -> None:
+def test_check_names_files_that_are_not_photos_and_leaves_them_out(folder: Path) -> None:
     (folder / "black" / "notes.txt").write_text("hello")
     ended = run_app("check", str(folder), **bears_environment())
     assert ended.returncode == 0
@@ -109,13 +109,13 @@ def test_check_leaves_out_what_is_no_photo_and_says_so(folder: Path) -> None:
     [
         (
             lambda folder: (folder / "panda").mkdir(),
-            "sub-folders panda, which are no classes; the classes are black",
+            "sub-folders panda, which are not classes; the classes are black",
         ),
-        (lambda folder: shutil.rmtree(folder), "is no folder"),
+        (lambda folder: shutil.rmtree(folder), "is not a folder"),
         (lambda folder: [shutil.rmtree(sub) for sub in folder.iterdir()], "has no photos"),
     ],
 )
-def test_a_folder_that_is_not_labelled_is_named(folder: Path, change: object, message: str) -> None:
+def test_a_folder_that_is_not_labeled_is_named(folder: Path, change: object, message: str) -> None:
     change(folder)  # type: ignore[operator]
     ended = run_app("check", str(folder), **bears_environment())
     assert ended.returncode == 1

@@ -65,7 +65,7 @@ def intended() -> set[str]:
 # --- staging -----------------------------------------------------------------------------------------------
 
 
-def test_what_is_staged_is_the_application_and_what_builds_it(tmp_path: Path) -> None:
+def test_only_the_application_and_its_build_files_are_staged(tmp_path: Path) -> None:
     junk = MODELS / "junk.download"
     junk.write_bytes(b"an old download")
     try:
@@ -75,7 +75,7 @@ def test_what_is_staged_is_the_application_and_what_builds_it(tmp_path: Path) ->
     assert files_of(tmp_path / "staged") == intended()
 
 
-def test_the_staged_project_serves_what_was_tried(tmp_path: Path) -> None:
+def test_the_staged_project_serves_the_model_that_was_opened(tmp_path: Path) -> None:
     photo = str(ROOT / "tests/data/images/a05_640x480.jpg")
     environment = bears_environment(APP_UNSURE_BELOW="0.99", APP_IMAGE_SIZE="192,224", APP_MEAN="0.5,0.5,0.5")
     settings = load_settings(environment=environment)
@@ -84,7 +84,7 @@ def test_the_staged_project_serves_what_was_tried(tmp_path: Path) -> None:
     assert run_app(*command).stdout == run_app("predict", photo, "--json", **environment).stdout != ""
 
 
-def test_what_the_settings_name_on_this_machine_goes_along(tmp_path: Path) -> None:
+def test_files_that_the_settings_name_on_this_machine_are_staged(tmp_path: Path) -> None:
     proof = tmp_path / "proof.json"
     proof.write_text("{}")
     samples = tmp_path / "bears"
@@ -130,7 +130,7 @@ def test_a_dry_run_shows_the_files_and_settings_and_needs_no_command_line_of_ver
         ({"PATH": "/nowhere"}, "neither vercel nor npx is there. Install Node.js"),
     ],
 )
-def test_what_would_not_run_there_is_not_sent(environment: dict[str, str], sentence: str) -> None:
+def test_an_engine_that_needs_torch_is_not_sent(environment: dict[str, str], sentence: str) -> None:
     ended = run_app(
         "now", *(["--dry-run"] * ("PATH" not in environment)), **bears_environment() | environment
     )
@@ -188,7 +188,7 @@ def test_without_vercel_npx_brings_it_and_its_exit_code_is_ours(
     assert arguments == ["--yes", "vercel@latest", "deploy", "--yes", "--json", "--prod", "--temporary"]
 
 
-def test_fetch_opens_what_is_served_and_says_what_it_is() -> None:
+def test_fetch_opens_the_model_and_prints_its_name() -> None:
     kept = set(MODELS.iterdir())
     with serving(lambda handler: send(handler, V1_CHECKPOINT.read_bytes())) as (url, asked):
         ended = run_app("fetch", **bears_environment(APP_MODEL_URL=f"{url}/stage-2.pth"))
@@ -276,8 +276,8 @@ def test_prod_prints_the_link_for_everybody(with_vercel: dict[str, str]) -> None
 @pytest.mark.parametrize(
     ("token", "refusal", "sentence"),
     [
-        ([], None, "error: Vercel does not know who you are: run `npx vercel login`"),
-        (["--token", "b" * 24], None, "error: Vercel does not know who you are"),
+        ([], None, "error: You are not logged in to Vercel: run `npx vercel login`"),
+        (["--token", "b" * 24], None, "error: You are not logged in to Vercel"),
         (
             ["--token", TOKEN],
             (402, "Container images are not available on your plan."),

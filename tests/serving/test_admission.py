@@ -1,4 +1,4 @@
-"""Who may come in, on a clock of the test's own."""
+"""Admission by the estimated wait, on a clock of the test's own."""
 
 from contextlib import ExitStack
 

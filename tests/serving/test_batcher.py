@@ -108,7 +108,7 @@ def test_a_caller_that_has_gone_is_not_computed() -> None:
 
 
 @pytest.mark.fault("L03")
-def test_who_has_waited_beyond_the_deadline_is_told_and_not_computed() -> None:
+def test_a_photo_past_its_deadline_is_refused_and_not_computed() -> None:
     async def scenario() -> None:
         gate = Gate()
         batcher = Batcher(gate.run)
@@ -155,7 +155,7 @@ def test_a_failing_batch_fails_its_callers_and_the_next_one_works() -> None:
     asyncio.run(scenario())
 
 
-def test_closing_finishes_what_waits() -> None:
+def test_closing_finishes_the_photos_in_the_queue() -> None:
     async def scenario() -> None:
         gate = Gate()
         batcher = Batcher(gate.run)

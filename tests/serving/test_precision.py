@@ -66,7 +66,7 @@ def model(vision: Any) -> Any:
 
 
 def probabilities(model: Any, pictures: list[Image.Image]) -> np.ndarray:
-    """What torch answers, (N, 3)."""
+    """The probabilities by torch, (N, 3)."""
     import torch
 
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_where_int8_agrees_it_is_served_and_the_card_says_how_well(
     assert answer.familiarity == pytest.approx(1, abs=1e-5)
 
 
-def test_a_heat_map_is_made_of_what_int8_saw(served: Path, pictures: list[Image.Image]) -> None:
+def test_a_heat_map_in_int8_uses_the_feature_map_of_int8(served: Path, pictures: list[Image.Image]) -> None:
     file = io.BytesIO()
     pictures[0].save(file, "PNG")
     maps = [
@@ -248,7 +248,7 @@ def test_a_heat_map_is_made_of_what_int8_saw(served: Path, pictures: list[Image.
     assert 0 < np.abs(maps[0] - maps[1]).mean() < 0.2
 
 
-def test_what_is_not_asked_for_is_not_tried(served: Path) -> None:
+def test_int8_is_not_tried_unless_the_settings_ask_for_it(served: Path) -> None:
     assert opened(served).card.precision == Precision("float32", "the setting precision")
 
 
@@ -266,7 +266,7 @@ def untaught(served: Path, pictures: list[Image.Image], vision: Any, tmp_path: P
             module.momentum = None  # the statistics of the pictures, so that its answers are spread
     with torch.no_grad():
         network(torch.from_numpy(np.stack([PREPROCESS(picture) for picture in pictures])))
-        network[1][-1].weight *= 100  # sure of what the smallest differences decide
+        network[1][-1].weight *= 100  # tiny differences decide its sure answers
     network.eval()
     torch.save(network.state_dict(), tmp_path / "stage-2.pth")
     proof = json.loads((served / "proof.json").read_text())
@@ -286,7 +286,7 @@ def test_where_int8_does_not_agree_float32_is_served_and_the_log_says_why(
     assert f"computing in float32: {precision.why}" in caplog.text
 
 
-def test_who_insists_on_int8_gets_it_or_nothing(untaught: Path) -> None:
+def test_settings_that_insist_on_int8_get_it_or_an_error(untaught: Path) -> None:
     with pytest.raises(ProofError, match=r'precision is "int8", but int8 is too far from float32.*"auto"'):
         opened(untaught, precision="int8")
 
@@ -297,7 +297,7 @@ def test_without_a_proof_int8_cannot_be_judged(served: Path) -> None:
         opened(served, proof_url="", precision="int8")
 
 
-def test_a_network_that_has_no_graph_in_int8_says_so() -> None:
+def test_a_network_without_a_graph_in_int8_is_named() -> None:
     ended = run_app("fetch", **bears_environment(APP_PRECISION="int8"))
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
@@ -350,9 +350,9 @@ def test_many_classes_do_not_hide_how_much_the_answers_changed() -> None:
     assert found.mean_largest_difference == pytest.approx(0.021, abs=1e-6)
 
 
-def test_int8_that_is_hardly_quicker_is_used_by_who_insists_alone() -> None:
+def test_int8_that_is_hardly_faster_is_used_only_if_the_settings_insist() -> None:
     same = answers((0.9, 0.1))
-    assert compare(same, same, gain=1.2).why.startswith("int8 is hardly quicker; ")
+    assert compare(same, same, gain=1.2).why.startswith("int8 is hardly faster; ")
     assert compare(same, same, gain=1.2, insist=True).used == "int8"
     assert compare(same, same, gain=1.3).used == "int8"
 

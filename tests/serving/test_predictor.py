@@ -1,4 +1,4 @@
-"""From settings to an answer, and the sentences for what cannot be served."""
+"""From settings to an answer, and the sentences about files that cannot be served."""
 
 import asyncio
 import json
@@ -86,7 +86,7 @@ def test_the_phases_of_opening_are_reported_in_order() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_card_says_what_is_served(engine: Any) -> None:
+def test_the_card_describes_the_model(engine: Any) -> None:
     card = opened(bears_settings(engine=engine)).card
     assert (card.architecture, card.fastai, card.container) == ("squeezenet1_1", 1, "legacy")
     assert (card.preprocess.pipeline, card.preprocess.size, card.classes) == ("fastai1", (224, 224), BEARS)
@@ -146,7 +146,7 @@ def test_a_class_list_out_of_order_is_warned_about(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.fault("M20")
-def test_the_file_is_served_as_what_it_is_and_a_wrong_architecture_is_said(
+def test_the_file_decides_the_architecture_and_a_wrong_setting_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
@@ -157,7 +157,7 @@ def test_the_file_is_served_as_what_it_is_and_a_wrong_architecture_is_said(
 @pytest.mark.fault("M21")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.torch
-def test_weights_that_are_no_numbers_are_refused_at_the_warm_up(tmp_path: Path, value: float) -> None:
+def test_weights_that_are_nan_are_refused(tmp_path: Path, value: float) -> None:
     path = damaged(tmp_path, lambda state: state["0.0.0.weight"].fill_(value))
     with pytest.raises(CheckpointError, match=r"NaN or infinite.*before it did"):
         opened(bears_settings(model_url=path))
@@ -172,7 +172,7 @@ def test_weights_that_are_too_large_to_compute_with_are_refused_at_the_warm_up(t
 
 @pytest.mark.fault("M21")
 @pytest.mark.torch
-def test_a_picture_whose_answer_is_no_number_fails_alone(tmp_path: Path) -> None:
+def test_a_picture_with_a_nan_answer_fails_alone(tmp_path: Path) -> None:
     # finite for the black picture of the warm-up, beyond float32 for a bright one
     path = damaged(tmp_path, lambda state: state["0.0.0.weight"].mul_(3e37))
     black, bright = (bytes_of(color) for color in ("black", "white"))

@@ -1,4 +1,4 @@
-"""What is said of a checkpoint, and how a file and the settings come together."""
+"""How a checkpoint and the settings make a recipe, and the report of `inspect`."""
 
 import json
 import mmap
@@ -39,7 +39,7 @@ def export_of(*unserved: str, **known: Any) -> Checkpoint:
 
 
 class Facts(NamedTuple):
-    """What a network decides: of fastai v2, with two outputs."""
+    """The facts of a network of fastai v2 with two outputs."""
 
     architecture: str = "resnet18"
     generation: int = 2
@@ -81,7 +81,7 @@ def test_an_export_of_v2_answers_as_its_learner_predicts(
         assert answer.confidence == pytest.approx(float(probabilities.max()), abs=1e-3)
 
 
-def test_what_the_file_knows_fills_in_where_the_settings_are_silent() -> None:
+def test_the_file_fills_in_settings_that_are_silent() -> None:
     recipe = completed(export_of(**KNOWN))
     assert recipe.notes == ()
     assert recipe.classes == ("a", "b")
@@ -116,14 +116,14 @@ def test_without_class_names_the_error_says_how_many_are_to_be_listed() -> None:
         completed(Checkpoint(Path("x"), "zip", {}, mmap.mmap(-1, 1)))
 
 
-def test_what_is_not_reproduced_is_refused_until_the_settings_say_what_comes_nearest() -> None:
+def test_unreproduced_transforms_are_refused_until_the_settings_name_a_pipeline() -> None:
     with pytest.raises(CheckpointError, match=r"it uses CropPad, which is not reproduced\. Set pipeline"):
         completed(export_of("it uses CropPad, which is not reproduced", **KNOWN))
     recipe = completed(export_of("it uses CropPad, which is not reproduced", **KNOWN), pipeline="resize")
     assert recipe.preprocess.pipeline == "resize"
 
 
-def test_a_file_cannot_say_what_no_setting_may_say() -> None:
+def test_a_file_cannot_exceed_the_range_of_a_setting() -> None:
     with pytest.raises(SettingsError, match=r"The checkpoint says image_size is \(9, 9\)"):
         completed(export_of(**{**KNOWN, "image_size": (9, 9)}))
 
@@ -161,7 +161,7 @@ def test_inspect_says_why_a_file_is_not_served() -> None:
     assert "no. The tensors in the file fit none" in done.stdout
 
 
-def test_inspect_names_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_inspect_names_a_file_that_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"<html>Sign in</html>")
     done = run_app("inspect", str(tmp_path / "x"))
     assert (done.returncode, done.stdout) == (1, "")
@@ -242,7 +242,7 @@ def test_a_network_without_a_shipped_graph_is_rebuilt_from_its_export_once(
     assert answer.confidence == pytest.approx(float(expected.max()), abs=1e-4)
 
 
-def test_an_onnx_file_that_cannot_compute_pictures_says_so(tmp_path: Path) -> None:
+def test_an_onnx_file_that_cannot_compute_pictures_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"  # for four pictures at once
     torch.onnx.export(
         Small(False).eval(),
