@@ -130,14 +130,12 @@ def labeled_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int
     Raises StartupError if a sub-folder is not named after a class, or if there is no file.
     """
     if not folder.is_dir():
-        raise StartupError(
-            f"{folder} is not a folder; a folder with one sub-folder for each class was expected."
-        )
+        raise StartupError(f"{folder} is not a folder; one with a sub-folder for each class was expected.")
     groups = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and not sub.name.startswith(".")]
     if unknown := [sub.name for sub in groups if sub.name not in classes]:
         raise StartupError(
-            f"{folder} has the sub-folders {', '.join(unknown)[:200]}, which are not classes; the classes are "
-            f"{', '.join(classes)[:500]}."
+            f"{folder} has the sub-folders {', '.join(unknown)[:200]}, which are not classes; the classes "
+            f"are {', '.join(classes)[:500]}."
         )
     photos = [
         (path, classes.index(sub.name)) for sub in groups for path in sorted(sub.rglob("*")) if path.is_file()

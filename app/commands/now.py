@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
     settings = load_settings(options.settings)
     if settings.engine != DEFAULTS["engine"]:
         raise SettingsError(
-            f'engine is "{settings.engine}", but the image that Vercel builds has no torch. Take that line out; '
-            f"or build the image with --target full: {ELSEWHERE}."
+            f'engine is "{settings.engine}", but the image that Vercel builds has no torch. Take that '
+            f"line out; or build the image with --target full: {ELSEWHERE}."
         )
     command = [] if options.dry_run else _command_line()
     say(f"settings    {options.settings}")

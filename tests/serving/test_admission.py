@@ -107,7 +107,7 @@ def test_an_answer_is_of_use_for_a_while() -> None:
     assert house.enter() == house.clock.now + QUEUE_TIMEOUT
 
 
-def test_what_fails_or_leaves_says_nothing_of_the_pace() -> None:
+def test_failures_and_cancellations_do_not_change_the_rate() -> None:
     house = House(0.05)
     house.enter()
     for _ in range(100):
