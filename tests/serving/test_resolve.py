@@ -212,7 +212,7 @@ def test_the_page_names_the_classes_that_an_export_knows(
     file.write_text(f"model_url = {json.dumps(str(V1_EXPORT))}\n")
     server = start_server("--settings", str(file))
     server.wait_for("ready after")
-    assert "It tells apart black, grizzly, teddys." in requests.get(server.url, timeout=20).text
+    assert "Can tell apart: black, grizzly, teddys." in requests.get(server.url, timeout=20).text
 
 
 def test_an_onnx_file_that_is_none_is_refused(tmp_path: Path) -> None:
