@@ -16,7 +16,7 @@ VIEWPORTS = {
     "tablet": (768, 1024),
     "desktop": (1280, 800),
 }
-SECONDS = 90  # the deadline of every wait for an event
+SECONDS = 180  # the deadline of every wait for an event
 
 State = Callable[[Any, str], None]  # (page, address of a ready server) -> the page is in that state
 

@@ -36,7 +36,7 @@ IMAGES = sorted((DATA / "images").iterdir())
 BEARS = ("black", "grizzly", "teddys")
 V1_CHECKPOINT = DATA / "v1" / "stage-2.pth"
 ENGINES = ("auto", pytest.param("fastai", marks=pytest.mark.torch))
-SECONDS = 90  # the deadline of every wait for an event; a busy machine needs a part of it
+SECONDS = 180  # the deadline of every wait for an event; a busy machine needs a part of it
 
 # Clocks say little on a busy machine: tests that bound work measure CPU time.
 hypothesis.settings.register_profile(

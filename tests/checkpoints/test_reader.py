@@ -252,40 +252,44 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path: Path) -> 
 NESTED = b")" + b"\x85" * 400_000  # a tuple so deep that hashing it would overflow the C stack
 
 
-@pytest.mark.parametrize(
-    "pickled",
-    [
-        b"\x80\x04" + NESTED + b"\x8c\x01x\x93.",  # as the module of a global
-        b"\x80\x02}" + NESTED + b"K\x01s.",  # as a key
+EXHAUSTING = {  # pickle -> what is said of it
+    "deep module": (b"\x80\x04" + NESTED + b"\x8c\x01x\x93.", "a str was expected, found a tuple"),
+    "deep key": (b"\x80\x02}" + NESTED + b"K\x01s.", "holds no tensors"),
+    "deep storage key": (
         b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + NESTED + b"X\x03\x00\x00\x00cpuK\x01tQ.",
-        b"\x80\x02\x8b\x40\x42\x0f\x00" + b"\x7f" * 1_000_000 + b".",  # an integer of eight million bits
-        b"\x80\x02" + b"}" * 2_000_000 + b".",
-        b"\x80\x02ccollections\nOrderedDict\n(]Q.",
-        b"\x80\x02(((((",
-        b"\x80\x02.",
-    ],
-    ids=[
-        "deep module",
-        "deep key",
-        "deep storage key",
-        "huge integer",
-        "many opcodes",
-        "ordered",
-        "marks",
-        "nothing",
-    ],
-)
-def test_a_pickle_made_to_exhaust_the_reader_is_refused_at_once(tmp_path: Path, pickled: bytes) -> None:
+        "a str was expected, found a tuple",
+    ),
+    "huge integer": (
+        b"\x80\x02\x8b\x40\x42\x0f\x00" + b"\x7f" * 1_000_000 + b".",
+        "an integer of 7999999 bits",
+    ),
+    "many opcodes": (b"\x80\x02" + b"}" * 2_000_000 + b".", "over 1,000,000 opcodes"),
+    "ordered": (b"\x80\x02ccollections\nOrderedDict\n(]Q.", "a tuple was expected"),
+    "marks": (b"\x80\x02(((((", "exhausted"),
+    "nothing": (b"\x80\x02.", "pop from empty list"),
+}
+
+
+@pytest.mark.parametrize(("pickled", "said"), EXHAUSTING.values(), ids=EXHAUSTING)
+def test_a_pickle_made_to_exhaust_the_reader_is_refused_at_once(
+    tmp_path: Path, pickled: bytes, said: str
+) -> None:
     path = tmp_path / "stage-2.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
-    with pytest.raises(CheckpointError):
+    start = time.thread_time()
+    with pytest.raises(CheckpointError, match=said):
         read_checkpoint(path)
+    assert time.thread_time() - start < 5
+
+
+def test_a_legacy_file_whose_storage_keys_are_nested_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "stage-2.pth"
     magic, protocol, system = (
         pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
     )
     path.write_bytes(magic + protocol + system + pickle.dumps({}, 2) + b"\x80\x02]" + NESTED + b"a.")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="a storage key is not a string"):
         read_checkpoint(path)
 
 

@@ -77,6 +77,7 @@ TRICKS = [  # S04, S07
     *("http://[::1/", "http://", "http:///x", "//example.com/", "example.com/x.jpg", " http://1.1.1.1/"),
     *("file:///etc/passwd", "ftp://example.com/", "gopher://example.com/", "data:image/png;base64,AAAA"),
     *("javascript:alert(1)", "blob:http://example.com/x", "jar:http://example.com/!/", "http://%31.1.1.1/"),
+    *("http://example.com/\\@127.0.0.1/", "http://example.com/x.jpg#@127.0.0.1/"),
     *("http://localhost/", "http://localhost.localdomain/", "http://" + "a" * 3000 + ".com/"),
 ]
 
@@ -122,6 +123,14 @@ def test_an_address_inwards_is_blocked_where_the_connection_is_made(host: str) -
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with pytest.raises(UrlRefused):
         Guard().open_socket((family, socket.SOCK_STREAM, 0, "", (host, 443)))
+
+
+@pytest.mark.parametrize("port", [22, 25, 6379, 8080, 9200])
+def test_a_port_of_another_service_is_blocked_where_the_connection_is_made(port: int) -> None:
+    entry = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+    Guard().open_socket((*entry, ("1.1.1.1", 443))).close()
+    with pytest.raises(UrlRefused):
+        Guard().open_socket((*entry, ("1.1.1.1", port)))
 
 
 @pytest.mark.parametrize("host", ["1.1.1.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700:4700::1111"])

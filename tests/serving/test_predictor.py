@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from app.checkpoints.reader import read_checkpoint
 from app.errors import (
     BadOutput,
     CheckpointError,
@@ -93,6 +95,27 @@ def test_the_card_describes_the_model(engine: Any) -> None:
     assert card.bytes == V1_CHECKPOINT.stat().st_size
     assert ("torch" in card.versions) == (engine == "fastai")
     assert json.loads(msgspec.json.encode(card))["versions"] == card.versions
+
+
+def resident(path: Path) -> int:
+    """kB of a mapped file that this process has in memory (Linux only)."""
+    maps = Path("/proc/self/smaps")
+    if not maps.exists():
+        pytest.skip("what of a mapped file is in memory cannot be measured here")
+    found = re.search(rf" {re.escape(str(path))}\nSize:.*?^Rss: +(\d+) kB", maps.read_text(), re.M | re.S)
+    return int(found[1]) if found else 0
+
+
+def test_the_file_does_not_stay_in_memory_beside_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "stage-2.pth"
+    path.write_bytes(V1_CHECKPOINT.read_bytes())
+    checkpoint = read_checkpoint(path)
+    read = sum(array.nbytes for array in checkpoint.arrays.values() if np.isfinite(array).all())
+    assert resident(path) > 0.9 * read / 1024
+    del checkpoint
+    predictor = opened(bears_settings(model_url=str(path)))
+    assert resident(path) < 100
+    asyncio.run(predictor.close())
 
 
 @pytest.mark.torch

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.checkpoints.reader import read_checkpoint
 from app.errors import ProofError
 from app.photos.decode import decode
 from app.photos.transforms import Preprocess
 from app.serving.predictor import Predictor
-from app.serving.proof import read_proof
+from app.serving.proof import TOLERANCE, read_proof
 from app.serving.recognize import recognize
 from app.settings import Settings
 from tests.conftest import BEARS, DATA, ENGINES, V1_CHECKPOINT, bears_environment, open_predictor, run_app
@@ -133,6 +135,37 @@ def test_a_wrong_setting_is_refused_and_named(proof: str, broken: dict[str, Any]
     assert f"With {named}" in message
     assert "all agree: say so in the settings." in message
     assert any(f"The worst is {name}: there" in message for name in NAMES)
+
+
+def undecided(predictor: Predictor) -> list[tuple[bytes, np.ndarray]]:
+    """Two pictures that hardly differ and have different classes, each with its probabilities."""
+    ends = [Image.open(DATA / "images" / name).resize((224, 224)) for name in ("a05_640x480.jpg", NAMES[3])]
+
+    def blended(share: float) -> tuple[bytes, np.ndarray]:
+        file = io.BytesIO()
+        Image.blend(*ends, share).save(file, "PNG")
+        answer = asyncio.run(predictor.predict(file.getvalue()))
+        scores = {score.label: score.score for score in answer.predictions}
+        return file.getvalue(), np.array([scores[name] for name in BEARS])
+
+    low, high = 0.0, 1.0
+    first = blended(low)[1].argmax()
+    assert blended(high)[1].argmax() != first
+    for _ in range(16):
+        middle = (low + high) / 2
+        low, high = (middle, high) if blended(middle)[1].argmax() == first else (low, middle)
+    return [blended(low), blended(high)]
+
+
+def test_another_class_is_refused_even_within_the_tolerance(proof: str) -> None:
+    (photo, ours), (_, notebook) = undecided(opened(proof))
+    assert np.abs(ours - notebook).max() < TOLERANCE
+    document = json.loads(Path(proof).read_text())
+    encoded = base64.b64encode(photo).decode()
+    document["photos"] = [{"name": "edge.png", "photo": encoded, "probabilities": notebook.tolist()}]
+    Path(proof).write_text(json.dumps(document))
+    with pytest.raises(ProofError, match="1 of 1 photos get another class"):
+        opened(proof)
 
 
 @pytest.mark.parametrize("missing", ["resize", "squish", "pad", "random_resized_crop", "presize", "nothing"])

@@ -906,6 +906,8 @@ def test_axe_finds_nothing_in_any_state(
         assert scheme == "dark" or len(found["passes"]) > 10
 
 
+@pytest.mark.alone
+@pytest.mark.exhaustive
 def test_lighthouse_is_content(demo: ServerProcess, tmp_path: Path) -> None:
     if not (LIGHTHOUSE.exists() and CHROMIUM):
         pytest.skip("there is no Lighthouse or no Chromium here (npm install in tests/): it is not asked")
@@ -914,15 +916,15 @@ def test_lighthouse_is_content(demo: ServerProcess, tmp_path: Path) -> None:
     command += ["--chrome-flags=--headless=new --no-sandbox", "--no-enable-error-reporting"]
     command += ["--only-categories=performance,accessibility,best-practices"]
     best = {"performance": 0.0, "accessibility": 0.0, "best-practices": 0.0}
+    environment = {**os.environ, "CHROME_PATH": str(CHROMIUM)}
     for _ in range(
         3
-    ):  # on a machine that is busy otherwise, a measure may be wrong, or its browser not start
-        environment = {**os.environ, "CHROME_PATH": str(CHROMIUM)}
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    ):  # on a machine that is busy otherwise, its browser may not start, or a score be missing
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
         if ended.returncode:
             continue
         for name, category in json.loads(report.read_text())["categories"].items():
-            best[name] = max(best[name], category["score"])
+            best[name] = max(best[name], category["score"] or 0.0)
         if best["performance"] >= 0.95:
             break
     assert best["performance"] >= 0.95, ended.stderr
