@@ -78,6 +78,7 @@ TRICKS = [  # S04, S07
     *("file:///etc/passwd", "ftp://example.com/", "gopher://example.com/", "data:image/png;base64,AAAA"),
     *("javascript:alert(1)", "blob:http://example.com/x", "jar:http://example.com/!/", "http://%31.1.1.1/"),
     *("http://example.com/\\@127.0.0.1/", "http://example.com/x.jpg#@127.0.0.1/"),
+    *("http://intranet/x.jpg", "http://metadata/"),
     *("http://localhost/", "http://localhost.localdomain/", "http://" + "a" * 3000 + ".com/"),
 ]
 
@@ -193,6 +194,19 @@ def test_redirects_in_a_ring_end() -> None:
         with pytest.raises(FetchFailed):
             fetch(url, guard)
         assert len(asked) == 11
+
+
+@pytest.mark.fault("S13")
+def test_a_proxy_in_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would connect on our behalf, and not look where."""
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with at(lambda handler: send(handler, PHOTO)) as (url, guard, asked):
+        with serving(lambda handler: send(handler, b"of the proxy")) as (proxy, proxied):
+            monkeypatch.setenv("HTTP_PROXY", proxy)
+            monkeypatch.setenv("http_proxy", proxy)
+            assert fetch(f"{url}/x.jpg", guard) == PHOTO
+    assert (asked, proxied) == (["/x.jpg"], [])
 
 
 def chunks(handler: Handler, count: int) -> None:

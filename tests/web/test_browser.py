@@ -132,7 +132,7 @@ def test_a_photo_may_be_dropped_anywhere(open_page: Callable[..., Any], demo: Se
     page.get_by_text("Drop it to see").wait_for()
     page.dispatch_event("footer", "drop", {"dataTransfer": files})
     assert headline(page) == "hat"
-    assert page.get_by_text("Drop it to see").is_hidden()
+    page.get_by_text("Drop it to see").wait_for(state="hidden")
 
 
 def test_something_else_that_is_dropped_is_said_to_be_no_file(
@@ -142,7 +142,7 @@ def test_something_else_that_is_dropped_is_said_to_be_no_file(
     page.goto(demo.url)
     page.dispatch_event("main", "drop", {"dataTransfer": page.evaluate_handle("() => new DataTransfer()")})
     page.get_by_role("heading", name="That’s not a file").wait_for()
-    assert page.locator("#preview").is_hidden()
+    page.locator("#preview").wait_for(state="hidden")
 
 
 def test_a_photo_may_be_pasted(open_page: Callable[..., Any], demo: ServerProcess) -> None:
@@ -158,13 +158,13 @@ def test_a_photo_may_be_pasted(open_page: Callable[..., Any], demo: ServerProces
 def test_a_phone_offers_its_camera(open_page: Callable[..., Any], demo: ServerProcess) -> None:
     page = open_page("phone")
     page.goto(demo.url)
-    assert page.get_by_text("Take a photo").is_visible()
+    page.get_by_text("Take a photo").wait_for()
     assert page.locator("#camera").get_attribute("capture") == "environment"
     page.locator("#camera").set_input_files(SAMPLES / "dress.jpg")
     assert headline(page) == "dress"
     desktop = open_page("desktop")
     desktop.goto(demo.url)
-    assert desktop.get_by_text("Take a photo").is_hidden()
+    desktop.get_by_text("Take a photo").wait_for(state="hidden")
 
 
 def test_a_sample_is_one_tap_away(open_page: Callable[..., Any], demo: ServerProcess) -> None:
@@ -229,7 +229,7 @@ def test_several_photos_are_answered_one_by_one_and_one_that_is_none_spoils_noth
     assert [text.split("\n")[0] for text in cards.all_inner_texts()] == [
         *("dress", "hat", "pants", "This isn’t a photo"),
     ]
-    assert page.get_by_text("1 could not be classified.").is_visible()
+    page.get_by_text("1 could not be classified.").wait_for()
     assert in_first_screen(page, "label[for=file]", "[data-do=csv]", "[data-do=json]")
     rows = list(csv.DictReader(io.StringIO(downloaded(page, "CSV"))))
     answers = json.loads(downloaded(page, "JSON"))
@@ -358,7 +358,7 @@ def test_what_the_camera_sees_can_be_kept(open_page: Callable[..., Any], demo: S
     headline(page)
     assert page.locator("#photo").evaluate("image => image.naturalHeight") >= 480
     assert page.locator("#video").count() == 0
-    assert page.get_by_text("Answered in").is_visible()
+    page.get_by_text("Answered in").wait_for()
 
 
 def test_a_camera_that_is_blocked_is_said(open_page: Callable[..., Any], demo: ServerProcess) -> None:
@@ -370,7 +370,7 @@ def test_a_camera_that_is_blocked_is_said(open_page: Callable[..., Any], demo: S
     )
     page.get_by_role("button", name="Live camera").click()
     page.get_by_role("heading", name="The camera is blocked").wait_for()
-    assert page.locator("#stage").is_hidden()
+    page.locator("#stage").wait_for(state="hidden")
 
 
 # --- sharing -----------------------------------------------------------------------------------------------
@@ -436,7 +436,7 @@ def test_the_last_answers_are_forgotten_when_asked(
     page = open_page()
     answer(page, demo.url)
     page.wait_for_function("history.state !== null")
-    assert page.get_by_text("kept in this browser only").is_visible()
+    page.get_by_text("kept in this browser only").wait_for()
     page.get_by_role("button", name="Forget them").click()
     in_state(page, "idle")
     page.reload()
@@ -507,7 +507,7 @@ def test_offline_the_photo_is_kept_and_sent_when_the_network_is_back(
     page = open_page()
     offline(page, demo.url)
     page.get_by_role("heading", name="You’re offline").wait_for()
-    assert page.locator("#photo").is_visible()
+    page.locator("#photo").wait_for()
     page.context.set_offline(False)
     assert headline(page) == "dress"
 
@@ -573,7 +573,7 @@ def test_a_file_that_is_refused_gets_its_sentence_and_the_next_photo_its_answer(
     page.get_by_role("heading", name=title).wait_for()
     assert page.evaluate("document.activeElement.id") == "problem"
     assert page.locator("#problem-advice").inner_text() != ""
-    assert page.get_by_role("button", name="Try again").is_hidden()
+    page.get_by_role("button", name="Try again").wait_for(state="hidden")
     choose(page, SAMPLES / "hat.jpg")
     assert headline(page) == "hat"
 
@@ -608,7 +608,8 @@ def test_why_lays_colors_over_the_photo_for_any_class(
     page.locator("#meaning", has_text="dress").wait_for()
     assert page.locator("#heat").get_attribute("src") != first
     page.get_by_role("button", name="Why?").click()
-    assert page.locator("#heat").is_hidden() and page.locator("#crop").is_hidden()
+    page.locator("#heat").wait_for(state="hidden")
+    page.locator("#crop").wait_for(state="hidden")
 
 
 def test_the_photo_is_compared_with_its_colors_while_it_is_held_and_the_crop_is_framed(
