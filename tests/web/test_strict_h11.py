@@ -1,12 +1,15 @@
 """Requests that two readers could take for two: byte for byte, against a real server."""
 
+import json
 import re
 import time
 
 import pytest
 import requests
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tests.conftest import SECONDS, ServerProcess
+from tests.conftest import SECONDS, ServerProcess, image_bytes
 from tests.http_client import connect, raw
 
 POST = b"POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
@@ -45,6 +48,18 @@ def assert_refused(server: ServerProcess, sent: bytes, status: int, code: str) -
         POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
         POST + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nabc\r\n",
         POST + b"Transfer-Encoding: chunked\r\n\r\n-3\r\nabc\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n3\nabc\n0\n\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n3;a=\0b\r\nabc\r\n0\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n3;a\nb\r\nabc\r\n0\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n3;" + b"a" * 300 + b"\r\nabc\r\n0\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n3;" + b"a" * 300,
+        POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: a\nY: b\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: a\n\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: a\r\n b\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: \0\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nno trailer\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: a\r\n" * 101 + b"\r\n",
         GET + b"X: a\r\n b\r\n\r\n",
         GET + b"X: a\rb\r\n\r\n",
         GET + b"X: a\0b\r\n\r\n",
@@ -76,8 +91,9 @@ def test_what_could_be_read_in_two_ways_is_refused_and_the_connection_closed(
         (GET + b"".join(b"X%d: y\r\n" % n for n in range(200_000)) + b"\r\n", 431, "header-too-large"),
         (GET + b"X: " + b"x" * 32_000_000 + b"\r\n\r\n", 431, "header-too-large"),
         (GET + b"X: " + b"x" * 17_000, 431, "header-too-large"),
+        (GET + b"X:\r\n" * 120 + b"\r\n", 431, "header-too-large"),
     ],
-    ids=["long address", "its beginning", "many headers", "a long header", "its beginning"],
+    ids=["long address", "its beginning", "many headers", "a long header", "its beginning", "over a hundred"],
 )
 def test_headers_over_the_limit_are_refused_at_once(
     bears: ServerProcess, sent: bytes, status: int, code: str
@@ -122,3 +138,23 @@ def test_a_head_may_arrive_byte_by_byte(bears: ServerProcess) -> None:
         while part := client.recv(65536):
             answer += part
     assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.fault("H20")
+@given(data=st.data())
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_a_body_is_the_same_however_it_is_divided(bears: ServerProcess, data: st.DataObject) -> None:
+    """Into chunks, of one byte too, with extensions and trailers; and into what is sent at once."""
+    photo = image_bytes("a00_224x224.jpg")
+    size = data.draw(st.sampled_from([1, 2, 7, 100, 5_000, 70_000]))
+    ends = st.sampled_from([b"\r\n", b" \r\n", b";a\r\n", b';a="b c"\r\n'])
+    chunks = [photo[start : start + size] for start in range(0, len(photo), size)]
+    body = b"".join(
+        b"%x%b%b\r\n" % (len(chunk), data.draw(ends) if size > 6 else b"\r\n", chunk) for chunk in chunks
+    )
+    body += b"0\r\n" + b"X-Sum: 1\r\n" * data.draw(st.integers(0, 3)) + b"\r\n"
+    cut = data.draw(st.integers(1, len(body)))
+    head = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = raw(bears, head, body[:cut], body[cut:])
+    assert answer.startswith(b"HTTP/1.1 200 "), answer[:300]
+    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == bears.post(photo).json()
