@@ -29,15 +29,34 @@ def admit(request: Request) -> None:
             f"The limit is {limit} requests a minute for each client; wait a little.",
             retry_after=math.ceil(wait),
         )
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    candidate = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-    session = request.cookies.get(SESSION, "")
-    if service.keys and not (
-        service.keys.matches(candidate) or service.keys.verify_session(session, time.time())
-    ):
+    if service.keys and not (_has_key(request) or _has_session(request)):
         raise Unauthorized(
             "A key is needed, as `Authorization: Bearer KEY` or `X-API-Key: KEY`. On the page: reload it."
         )
+
+
+def _has_key(request: Request) -> bool:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    candidate = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    matches: bool = request.state.service.keys.matches(candidate)
+    return matches
+
+
+def _has_session(request: Request) -> bool:
+    """Return whether the request has a session and is from the page, not from another site's."""
+    origin = request.headers.get("origin")
+    site = request.headers.get("sec-fetch-site")
+    # behind a proxy the Host may be another one than the browser's; then the browser's own word counts
+    foreign = site not in ("same-origin", "none") if site else _host(origin) != request.headers.get("host")
+    if origin and foreign:
+        return False
+    session = request.cookies.get(SESSION, "")
+    verified: bool = request.state.service.keys.verify_session(session, time.time())
+    return verified
+
+
+def _host(origin: str | None) -> str:
+    return (origin or "").partition("://")[2].lower()
 
 
 def set_session(request: Request, response: Response) -> None:
@@ -100,7 +119,7 @@ class RateLimiter:
         """Take a token at `now` (time.monotonic); return 0, or the seconds until there is one."""
         if not self._per_minute:
             return 0.0
-        client = _network(client)
+        client = network(client)
         tokens, then = self._buckets.pop(client, (float(self._per_minute), now))
         tokens = min(float(self._per_minute), tokens + (now - then) * self._per_minute / 60)
         granted = tokens >= 1
@@ -110,7 +129,7 @@ class RateLimiter:
         return 0.0 if granted else (1 - tokens) * 60 / self._per_minute
 
 
-def _network(client: str) -> str:
+def network(client: str) -> str:
     """Return an IPv4 address as it is, and the /64 network of an IPv6 address, which one household has."""
     try:
         address = ipaddress.ip_address(client)

@@ -1,20 +1,27 @@
 """Around every request: an id, limits on its body, CORS and security headers, one log line, one count."""
 
+import asyncio
 import logging
+import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from http import HTTPMethod
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.errors import Unavailable
+from app.errors import TooManyRequests, Unavailable
 from app.logs import log_request
 from app.metrics import Metrics
-from app.web.problems import problem, too_large, unknown_method
+from app.settings import Settings
+from app.web.budget import SOON, Upload, UploadBudget
+from app.web.problems import problem, unknown_method
+from app.web.upload import max_body
 
 SECURITY: Final = {
     "x-content-type-options": "nosniff",
@@ -31,9 +38,42 @@ PREFLIGHT: Final = {
 }
 EXPOSED: Final = "x-request-id, retry-after"
 METHODS: Final = frozenset(HTTPMethod)
-SOON: Final = 5  # seconds, within which most uploads under way will have been read
+MAX_UPLOADING: Final = 64_000_000  # bytes of all uploads together, in memory: twenty as phones send them
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+RETRIED: Final = (Unavailable.code, TooManyRequests.code)
+# refused clients whose next request is read each second: eleven that retry immediately would take a core
+PER_SECOND: Final = 100
+LONGEST_DELAY: Final = 0.25  # seconds: a proxy's connection may carry another client's request next
 
 logger = logging.getLogger(__name__)
+
+
+def around_requests(settings: Settings, metrics: Metrics) -> list[Middleware]:
+    """Return the middleware of the application, the outermost first."""
+    trusted, limit = settings.trusted_proxies, max_body(settings)
+    requests = Middleware(
+        RequestMiddleware,
+        metrics=metrics,
+        max_body=limit,
+        max_uploading=max(MAX_UPLOADING, limit),
+        origins=settings.cors_origins,
+    )
+    return [*([Middleware(TrustedProxies, trusted=trusted)] if trusted else []), requests]
+
+
+class TrustedProxies:
+    """The ASGI middleware that believes trusted proxies: X-Forwarded-For, X-Forwarded-Proto, X-Request-Id."""
+
+    def __init__(self, app: ASGIApp, trusted: Sequence[str]) -> None:
+        self._app = ProxyHeadersMiddleware(app, list(trusted))  # type: ignore[arg-type]  # uvicorn's own ASGI
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request (the ASGI interface)."""
+        if scope["type"] == "http" and scope["client"] and scope["client"][0] in self._app.trusted_hosts:
+            identity = Headers(scope=scope).get("x-request-id", "")
+            if REQUEST_ID.fullmatch(identity):
+                scope["request_id"] = identity
+        await self._app(scope, receive, send)  # type: ignore[arg-type]
 
 
 class RequestMiddleware:
@@ -49,7 +89,8 @@ class RequestMiddleware:
         self._app = app
         self._metrics = metrics
         self._max_body = max_body
-        self._room = UploadBudget(max_uploading)
+        self._budget = UploadBudget(max_uploading)
+        self._throttle = RetryThrottle()
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,23 +101,24 @@ class RequestMiddleware:
         identity = scope.setdefault("request_id", secrets.token_hex(8))
         # no file is sent in parts: all are small, and the framework answers a wrong Range with plain text
         scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
-        start, status = time.monotonic(), 0
-        body = _Body(scope, receive, self._max_body, self._room)
+        start, status, unfinished = time.monotonic(), 0, False
+        upload = Upload(scope, receive, self._max_body, self._budget)
 
         async def send_marked(message: Message) -> None:
-            nonlocal status
+            nonlocal status, unfinished
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY | {"x-request-id": identity})
                 self._add_cors_headers(Headers(scope=scope), status, headers)
-                if not body.ended:
+                if not upload.ended:
                     headers["connection"] = "close"  # or the rest of the body would have to be read
+            elif scope.get("code") in RETRIED and upload.ended and not message.get("more_body", False):
+                unfinished, message["more_body"] = True, True
             await send(message)
 
         try:
-            app = self._app if scope["method"] in METHODS else unknown_method
-            await app(scope, body.receive, send_marked)
+            await self._answer(scope, upload, send_marked)
         except ClientDisconnect:
             scope["code"] = "client-disconnect"
         except Exception:
@@ -85,11 +127,29 @@ class RequestMiddleware:
                 detail = "Internal server error. The log has the details under this request id."
                 await problem(Request(scope), 500, "internal", detail)(scope, receive, send_marked)
         finally:
-            body.close()
+            upload.close()
             status, code = scope.get("refused", (status, scope.get("code", "")))
             self._metrics.requests.labels(str(status), code).inc()
             path = scope.get("raw_path", b"").decode("latin-1")
             log_request(scope["method"], path, status, code, time.monotonic() - start, identity)
+        if unfinished:  # the client has read all of the answer, but its next request is read after this
+            await asyncio.sleep(self._throttle.delay(time.monotonic()))
+            await send({"type": "http.response.body"})
+
+    async def _answer(self, scope: Scope, upload: Upload, send: Send) -> None:
+        """Hand the request to the application, unless its upload must give way to others."""
+        app = self._app if scope["method"] in METHODS else unknown_method
+        try:
+            await app(scope, upload.receive, send)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not upload.gave_way or task is None:
+                raise
+            task.uncancel()
+            detail = "The upload was slow, and others need its room; try again shortly."
+            headers = {"retry-after": str(SOON)}
+            failure = problem(Request(scope), 503, Unavailable.code, detail, headers)
+            await failure(scope, upload.receive, send)
 
     def _add_cors_headers(self, asked: Headers, status: int, headers: MutableHeaders) -> None:
         """Add the headers that let a page of another origin read the answer (Fetch standard)."""
@@ -105,46 +165,13 @@ class RequestMiddleware:
             headers.update(PREFLIGHT)
 
 
-class UploadBudget:
-    """The bytes of uploads that all requests together may hold in memory."""
+class RetryThrottle:
+    """A short delay for clients that retry immediately after a 503: PER_SECOND of them are read again."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._taken = 0
+    def __init__(self) -> None:
+        self._latest = 0.0
 
-    def take(self, count: int) -> None:
-        """Take room for `count` bytes, or give it back if negative. Raises Unavailable if there is none."""
-        self._taken += count
-        if self._taken > self._limit and count > 0:
-            raise Unavailable("Too many uploads are under way; try again shortly.", retry_after=SOON)
-
-
-class _Body:
-    """The body of a request, as it streams in; `ended` once all of it has been received."""
-
-    def __init__(self, scope: Scope, receive: Receive, limit: int, room: UploadBudget) -> None:
-        headers = Headers(scope=scope)
-        self._receive = receive
-        self._limit = limit
-        self._room = room
-        self._declared = headers.get("content-length", "0")
-        self._received = 0
-        self.ended = self._declared == "0" and "transfer-encoding" not in headers
-
-    async def receive(self) -> Message:
-        """Return the next message. Raises PayloadTooLarge once the body is, or declares to be, too large."""
-        if int(self._declared) > self._limit:
-            raise too_large(self._limit)
-        message = await self._receive()
-        count = len(message.get("body", b""))
-        self._received += count
-        self.ended = self.ended or not message.get("more_body", False)
-        if self._received > self._limit:
-            self._received -= count
-            raise too_large(self._limit)
-        self._room.take(count)
-        return message
-
-    def close(self) -> None:
-        """Give the room of the body back at the end of the request."""
-        self._room.take(-self._received)
+    def delay(self, now: float) -> float:
+        """Return the seconds until the next request of a refused client is read."""
+        self._latest = min(max(self._latest + 1 / PER_SECOND, now), now + LONGEST_DELAY)
+        return self._latest - now

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Final
 
@@ -20,12 +19,14 @@ from app.logs import start_logging
 from app.photos.limits import silence_libtiff
 from app.settings import Settings
 from app.web.app import create_app
-from app.web.protocol import DeadlineProtocol, descriptors
+from app.web.connections import burst
+from app.web.protocol import DeadlineProtocol
 
 M_MMAP_THRESHOLD: Final = -3  # glibc's malloc.h
 LARGE_BLOCK: Final = 1_000_000  # bytes: pictures and their crops are larger, short-lived objects smaller
 GRACE: Final = 30  # seconds to finish requests after SIGTERM: hosts kill after 10 to 30
 
+QUEUE: Final = 1024  # connections that may wait to be accepted
 SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # asyncio retries after a second
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
             failures.append(error)
             server.should_exit = True
 
-        server = _Server(_config(create_app(settings, stop), host, port, settings.trusted_proxies))
+        server = _Server(_config(create_app(settings, stop), host, port))
         # uvicorn drains on SIGTERM and then raises the signal again; a drained server exits with 0
         signal.signal(signal.SIGTERM, lambda *_: None)
         server.run()
@@ -60,7 +61,7 @@ def _return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
-def _config(app: Starlette, host: str, port: int, trusted_proxies: Sequence[str]) -> uvicorn.Config:
+def _config(app: Starlette, host: str, port: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=host,
@@ -71,9 +72,8 @@ def _config(app: Starlette, host: str, port: int, trusted_proxies: Sequence[str]
         log_config=None,
         access_log=False,  # RequestMiddleware writes one line a request
         server_header=False,
-        proxy_headers=bool(trusted_proxies),  # other clients may write any address into X-Forwarded-For
-        forwarded_allow_ips=list(trusted_proxies),
-        backlog=min(1024, descriptors() // 4),  # asyncio accepts as many before the protocol can refuse one
+        proxy_headers=False,  # TrustedProxies reads them
+        backlog=burst(),  # asyncio accepts as many in a turn of the loop, before the protocol can refuse one
         timeout_graceful_shutdown=GRACE,
     )
 
@@ -89,6 +89,10 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(_one_line)
         await super().startup(sockets)
+        for server in self.servers:
+            for each in server.sockets:  # the kernel may queue more: asyncio knows one number for both
+                with socket.socket(fileno=os.dup(each.fileno())) as same:
+                    same.listen(QUEUE)
 
 
 def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,153 +1,266 @@
-"""uvicorn's h11 protocol with what it does not have: deadlines for receiving, a bound on connections, a close
-that lets the client read why, and a pause for who is refused and asks again at once.
+"""uvicorn's h11 protocol with the limits that it lacks: deadlines for clients that do not send or do not
+read, bounds on connections and on the work of one read, and a close that lets the client read why.
 
-h11 and not httptools: httptools takes headers of any size. Not uvicorn's `limit_concurrency`: it counts idle
-connections, so that forty of them have everybody else refused.
+h11 and not httptools: httptools accepts headers of any size. Not uvicorn's `limit_concurrency`: it counts
+idle connections, so forty of them would have all other clients refused.
 """
 
 import asyncio
+import enum
 import logging
-import os
 import secrets
+import socket
+import struct
 import sys
-from typing import Any, Final, cast
+from collections import deque
+from typing import Any, ClassVar, Final, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.errors import Code, Unavailable
 from app.logs import log_request
+from app.web.connections import Connections, queued
 from app.web.problems import TYPE, Problem
 from app.web.strict_h11 import StrictConnection
 
 CODES: Final[dict[int, Code]] = {400: "bad-request", 414: "uri-too-long", 431: "header-too-large"}
-RETRY: Final = 5  # seconds until a refused connection is worth another try
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+RESET: Final = struct.pack("ii", 1, 0)  # close with a reset; what is not sent yet is dropped
+RETRY: Final = 5  # seconds after which a refused client may try again
+READ_BYTES: Final = 64 * 1024  # of one read; asyncio's own are four times as long
 
 logger = logging.getLogger(__name__)
 
 
-def descriptors() -> int:
-    """How many files and sockets this process may have open."""
-    limit = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 512
-    return limit if limit > 0 else sys.maxsize
+class Wait(enum.Enum):
+    """The next thing that a connection expects of its client."""
+
+    REQUEST = enum.auto()  # or that it leaves
+    HEAD = enum.auto()  # the rest of a request line and headers
+    BODY = enum.auto()
+    READING = enum.auto()  # of what was answered
+    LEAVING = enum.auto()  # after a close
 
 
-class DeadlineProtocol(H11Protocol):
-    """Closes a connection whose headers or body do not arrive in time, with a 408 where nothing was answered
-    yet.
-    """
+class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
+    """An HTTP/1.1 connection with deadlines. A request that is late is answered with 408."""
+
+    conn: StrictConnection
 
     header_seconds = (
-        10.0  # from the connection, or the first byte of a later request, to the end of its headers
+        10.0  # from the connection, or from the first byte of a later request, to its last header
     )
-    body_seconds = 10.0  # in each such span of time at least body_bytes of a body must arrive
-    body_bytes = 10_000  # 1 kB/s: slower than any phone that still works
-    linger_seconds = 5.0  # for a client to stop sending what was refused, and to read why
-    # of the refused, who were told to wait for a second at least, so many a second are read again, as long as
-    # each has its turn in time: eleven that ask again and again would take a core from those that were let in
-    refused_a_second = 100.0
-    longest_pause = 0.25  # the connection may be one of a proxy's, and the next request somebody else's
-    read_again = 0.0  # the time of the loop at which the latest of them is
-    max_connections = min(1000, descriptors() // 2)  # the other half is for files and for what is accepted
+    span_seconds = 10.0  # in each such span at least span_bytes must be sent of a body, or read of an answer
+    span_bytes = 10_000  # 1 kB/s: slower than any phone that still works
+    body_spans = 40  # spans that a body may take; so a large one must come faster
+    linger_seconds = 5.0  # for a client to stop sending after a refusal, and to read why
+    probe_seconds = 0.5  # between two looks at whether a client that ended its side is still there
+
+    open_connections: ClassVar = Connections()
+    _turns: ClassVar[deque["DeadlineProtocol"]] = deque()
+    _read_buffer: ClassVar = memoryview(
+        bytearray(READ_BYTES)
+    )  # of all: a read is consumed before the next one
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = StrictConnection()
-        self.logger = logger  # uvicorn's lines about strangers' mistakes are not wanted: cli raises its level
-        self.heard = 0.0  # when the client last said something
+        self.logger = logger  # uvicorn's lines about bad requests are not wanted: cli raises its level
+        self._wait: Wait | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._awaited: type[h11.IDLE | h11.SEND_BODY] | None = None
-        self._received = 0
-        self._spoilt = False  # nothing more can be read out of what the client sends
+        self._received = 0  # bytes since the wait began
+        self._start = 0  # how far the client was when the current span began
+        self._spoiled = False  # nothing more can be read out of what the client sends
+        self._half_closed = False  # the client has ended its side
 
-    @property
-    def waits(self) -> bool:
-        """Whether nothing is under way: a request is awaited, or an answered client is let go."""
-        return self.conn.their_state is h11.IDLE or self.transport.is_closing()
+    # --- what asyncio calls ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast("asyncio.Transport", _Lingering(transport, self)))
-        self.heard = self.loop.time()
-        self._expect(h11.IDLE)
-        if len(self.connections) > self.max_connections:
-            self._make_room()
+        super().connection_made(cast("asyncio.Transport", _Transport(transport, self)))
+        if self.open_connections.add(self):
+            self._expect(Wait.HEAD)
+        else:
+            self._refuse(503, Unavailable.code, "There are too many connections; try again shortly.")
 
-    def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return  # what was refused is read and dropped
-        self.heard = self.loop.time()
-        self._received += len(data)
-        super().data_received(data)
-        state = self.conn.their_state
-        if self.transport.is_closing():
-            return
-        if state not in (h11.IDLE, h11.SEND_BODY):
-            self._expect(None)
-        elif state is not self._awaited:
-            self._expect(state)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if not self.transport.is_closing():  # after a refusal what still comes is read and dropped
+            self._received += nbytes
+            self.data_received(bytes(self._read_buffer[:nbytes]))
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Return whether to answer before closing: some clients end their side when the request is whole."""
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self.transport.is_closing() or not answering or self.conn.their_state is h11.SEND_BODY:
+            return False
+        self._half_closed = True
+        self.loop.call_later(self.probe_seconds, self._probe)
+        return True
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._update()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._update()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect(None)
+        self.open_connections.remove(self)
         super().connection_lost(exc)
 
-    def on_response_complete(self) -> None:
-        scope = cast("dict[str, Any]", self.cycle.scope) if self.cycle else {}
-        if scope.get("code") == Unavailable.code and not self.transport.is_closing():
-            self.flow.pause_reading()  # by its flag, or what is pipelined would end the pause
-            self.loop.call_later(self._pause(), super().on_response_complete)
-        else:
-            super().on_response_complete()
+    # --- what uvicorn calls ---------------------------------------------------------------------------------
 
-    def _pause(self) -> float:
-        """Seconds until it is the turn of this connection, of all that were refused."""
-        shared, now = type(self), self.loop.time()
-        turn = max(shared.read_again + 1 / self.refused_a_second, now)
-        shared.read_again = min(turn, now + self.longest_pause)
-        return shared.read_again - now
+    def handle_events(self) -> None:
+        """Handle what has arrived, up to a number of chunks; the rest waits its turn."""
+        super().handle_events()
+        if self.conn.resting:
+            self.transport.pause_reading()
+            self._turns.append(self)
+            if len(self._turns) == 1:
+                self.loop.call_soon(self._take_turn)
+        self._update()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._update()
 
     def shutdown(self) -> None:
         if not self.transport.is_closing():
             super().shutdown()
 
-    def linger(self, transport: asyncio.Transport) -> None:
-        """Close. A client that still sends would get a reset before it has read the answer: it gets time."""
-        self._expect(None)
-        sends = self._spoilt or self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
+    def send_400_response(self, msg: str) -> None:
+        """Answer what h11 refuses as RFC 9457; its exception, being handled, has the status and why."""
+        self._spoiled = True
+        error = sys.exception()
+        status = getattr(error, "error_status_hint", 400)
+        # 501 is for transfer codings: this server knows none, so the request must change
+        status = status if status in CODES else 400
+        detail = str(error).partition(": ")[0]  # what follows is a quotation of what was sent
+        if status == 400:
+            detail = f"This is not a valid HTTP request: {detail}."
+        self._refuse(status, CODES[status], detail)
+
+    # --- turns ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _take_turn(cls) -> None:
+        """Give the next connection its turn, one in each turn of the event loop."""
+        connection, more = cls._turns.popleft(), bool(cls._turns)
+        connection.conn.resting = False
+        if not connection.transport.is_closing():
+            connection.handle_events()
+            if not connection.flow.read_paused:
+                connection.transport.resume_reading()
+        if more:
+            connection.loop.call_soon(cls._take_turn)
+
+    # --- deadlines ------------------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        """Find what the client must do next."""
+        state = self.conn.their_state
+        if self.transport.is_closing():
+            return
+        if self.flow.write_paused:
+            self._expect(Wait.READING)
+        elif state is h11.SEND_BODY:
+            self._expect(Wait.BODY)
+        elif state is not h11.IDLE:
+            self._expect(None)
+        elif self._half_closed:
+            self.transport.close()
+        else:
+            self._expect(Wait.HEAD if self.conn.trailing_data[0] else Wait.REQUEST)
+
+    def _expect(self, wait: Wait | None) -> None:
+        """Start the clock for what the client must do next, or stop it."""
+        if wait is self._wait:
+            return
+        self._wait, self._received = wait, 0
+        if wait is None:
+            self.open_connections.set_busy(self)
+        elif wait in (Wait.BODY, Wait.READING):
+            self.open_connections.set_slow(self)
+        else:
+            self.open_connections.set_idle(self)
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._start = self._done()
+        if self._wait not in (None, Wait.REQUEST):  # after an answer uvicorn's keep-alive timer runs
+            head, leaving = self._wait is Wait.HEAD, self._wait is Wait.LEAVING
+            seconds = self.header_seconds if head else self.linger_seconds if leaving else self.span_seconds
+            self._timer = self.loop.call_later(seconds, self._late)
+
+    def _done(self) -> int:
+        """Return how far the client is: bytes of the body sent, or minus those of the answer unread."""
+        if self._wait is not Wait.READING:
+            return self._received
+        return -self.transport.get_write_buffer_size() - queued(self.transport.get_extra_info("socket"))
+
+    def _late(self) -> None:
+        """End a wait, or let a client go on that was quick enough in this span."""
+        done, due = self._done() - self._start, self.span_bytes
+        if self._wait is Wait.BODY:
+            declared = dict(self.headers).get(b"content-length", b"0")
+            due = max(due, int(declared) // self.body_spans, self._received // self.body_spans)
+            if self.flow.read_paused or self.conn.resting:
+                due = 0  # it is waiting for us
+        if self._wait in (Wait.BODY, Wait.READING) and done >= due:
+            self._start_clock()
+        elif self._wait in (Wait.READING, Wait.LEAVING):
+            self.drop()
+        else:
+            detail = "The request did not arrive in time; send it again over a better connection."
+            self._refuse(408, "request-timeout", detail)
+
+    def _probe(self) -> None:
+        """Find out whether a client that ended its side has left: then it resets what is written to it."""
+        if self.transport.is_closing() or self.cycle.response_complete:
+            return
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.drop()
+            return
+        if not self.cycle.response_started and self.scope["http_version"] == "1.1":
+            self.transport.write(CONTINUE)  # which every client of HTTP/1.1 skips: RFC 9110, 15.2
+        self.loop.call_later(self.probe_seconds, self._probe)
+
+    # --- ends -----------------------------------------------------------------------------------------------
+
+    def drop(self) -> None:
+        """Close at once."""
+        if (
+            self.transport.get_write_buffer_size()
+        ):  # or the kernel would hold megabytes for a client that left
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.transport.abort()
+
+    def close_gently(self, transport: asyncio.Transport) -> None:
+        """Close `transport`. A client that still sends would get a reset before it has read the answer."""
+        sends = self._spoiled or self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
         if not sends or transport.is_closing():
+            self._expect(Wait.READING)  # of what is not sent yet
             transport.close()
             return
+        self._expect(Wait.LEAVING)
         try:
             transport.write_eof()
-        except OSError:  # the client has gone, and the loop has not heard of it yet
+        except OSError:  # the client has left, and the event loop does not know yet
             transport.abort()
             return
         transport.resume_reading()
-        self._timer = self.loop.call_later(self.linger_seconds, transport.abort)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what h11 refuses, as RFC 9457; its exception, being handled, says the status and why."""
-        self._spoilt = True
-        error = sys.exception()
-        status = getattr(error, "error_status_hint", 400)
-        # 501 is for transfer codings: nothing here can do them, so it is the request that must change
-        status = status if status in CODES else 400
-        detail = str(error).partition(": ")[0]  # what follows is what was sent
-        self._refuse(
-            status, CODES[status], detail if status != 400 else f"This is no HTTP request: {detail}."
-        )
-
-    def _make_room(self) -> None:
-        """Let the connection go that has been silent for longest, or else refuse this one."""
-        others = [
-            c for c in self.connections if isinstance(c, DeadlineProtocol) and c is not self and c.waits
-        ]
-        if others:
-            min(others, key=lambda other: other.heard).transport.abort()
-        else:
-            self._refuse(503, Unavailable.code, "There are too many connections; try again shortly.")
 
     def _refuse(self, status: int, code: Code, detail: str) -> None:
-        """Answer with a problem, where nothing was answered yet, and close."""
+        """Answer with a problem, if nothing was answered yet, and close."""
         cycle = self.cycle if self.cycle and not self.cycle.response_complete else None
         scope: dict[str, Any] = cast("dict[str, Any]", cycle.scope) if cycle else {}
         identity = scope.setdefault("request_id", secrets.token_hex(8))
@@ -159,7 +272,7 @@ class DeadlineProtocol(H11Protocol):
             lines = [f"HTTP/1.1 {status} {problem.title}", *(f"{k}: {v}" for k, v in headers.items())]
             self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
             scope["refused"] = status, code
-        if cycle:  # the application is in the middle of it, and writes the line
+        if cycle:  # the application handles the request, and will write the line of the log
             cycle.disconnected = True
             cycle.message_event.set()
         else:
@@ -167,32 +280,14 @@ class DeadlineProtocol(H11Protocol):
         self.transport.close()
 
     def _count(self, status: int, code: Code, identity: str) -> None:
+        """Log and count a request that the application never saw."""
         log_request("-", "-", status, code, 0.0, identity)
         if service := self.app_state.get("service"):
             service.metrics.requests.labels(str(status), code).inc()
 
-    def _expect(self, state: type[h11.IDLE | h11.SEND_BODY] | None) -> None:
-        """Start the clock for headers (IDLE) or a body (SEND_BODY), or stop it."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._awaited, self._received, self._timer = state, 0, None
-        if state is not None:
-            seconds = self.header_seconds if state is h11.IDLE else self.body_seconds
-            self._timer = self.loop.call_later(seconds, self._expired)
 
-    def _expired(self) -> None:
-        if self._awaited is h11.SEND_BODY and (self._received >= self.body_bytes or self.flow.read_paused):
-            self._expect(h11.SEND_BODY)  # on its way, or waiting for us
-            return
-        self._refuse(
-            408,
-            "request-timeout",
-            "The request did not arrive in time; send it again over a better connection.",
-        )
-
-
-class _Lingering:
-    """A connection's transport, whose `close` gives the client time to read."""
+class _Transport:
+    """A transport that closes gently, and does not resume reading while its connection waits for a turn."""
 
     def __init__(self, transport: asyncio.Transport, protocol: DeadlineProtocol) -> None:
         self._transport = transport
@@ -202,10 +297,14 @@ class _Lingering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def resume_reading(self) -> None:
+        if not self._protocol.conn.resting:
+            self._transport.resume_reading()
+
     def is_closing(self) -> bool:
         return self._closed or self._transport.is_closing()
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._protocol.linger(self._transport)
+            self._protocol.close_gently(self._transport)

@@ -1,5 +1,6 @@
 """ApiKeys, the session of the page, and the pace of each client."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -46,6 +47,19 @@ def test_the_page_works_without_a_key_through_its_session(guarded: ServerProcess
         assert "secure" not in cookie  # this is plain http
         assert browser.post(f"{guarded.url}/analyze", files=FILES, timeout=SECONDS).status_code == 200
         value = browser.cookies["session"]
+        for own in (
+            {"Origin": guarded.url},
+            {"Origin": "https://proxied.example", "Sec-Fetch-Site": "same-origin"},
+        ):
+            asked = browser.post(f"{guarded.url}/analyze", files=FILES, headers=own, timeout=SECONDS)
+            assert asked.status_code == 200
+        for foreign in (
+            {"Origin": "https://elsewhere.example"},
+            {"Origin": "null"},
+            {"Origin": guarded.url, "Sec-Fetch-Site": "cross-site"},
+        ):
+            refused = browser.post(f"{guarded.url}/analyze", files=FILES, headers=foreign, timeout=SECONDS)
+            assert_problem(refused, 401, "unauthorised")
     for forged in (value[:-1], f"9{value}", "9999999999.", "", "é.x"):
         headers = {"Cookie": f"session={forged}".encode()}
         refused = requests.post(f"{guarded.url}/analyze", files=FILES, headers=headers, timeout=SECONDS)
@@ -104,6 +118,23 @@ def test_each_client_has_a_pace_and_x_forwarded_for_is_believed_from_trusted_pro
     assert statuses == [200, 200, 429, 200, 429, 200, 429]
     page = requests.get(behind.url, headers={"X-Forwarded-Proto": "https"}, timeout=SECONDS)
     assert page.status_code == 200
+
+
+def test_the_request_id_of_a_trusted_proxy_is_kept_and_of_nobody_else(
+    start_server: Callable[..., ServerProcess],
+) -> None:
+    def identity(server: ServerProcess, sent: str) -> str:
+        return requests.get(server.url, headers={"X-Request-Id": sent}, timeout=SECONDS).headers[
+            "x-request-id"
+        ]
+
+    behind = start_server(**bears_environment(APP_TRUSTED_PROXIES="127.0.0.1"))
+    alone = start_server(**bears_environment(APP_TRUSTED_PROXIES="10.0.0.0/8"))
+    assert identity(behind, "0af7651916cd43dd-8448.eb") == "0af7651916cd43dd-8448.eb"
+    behind.wait_for("GET / 200 .* 0af7651916cd43dd-8448.eb")
+    for sent in ("x y", "x" * 65, "a\u00e9", "<b>"):
+        assert re.fullmatch("[0-9a-f]{16}", identity(behind, sent))
+    assert re.fullmatch("[0-9a-f]{16}", identity(alone, "0af7651916cd43dd"))
 
 
 def test_a_pace_fills_up_with_time_and_forgets_the_oldest() -> None:

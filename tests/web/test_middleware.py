@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import requests
 
+from app.errors import Unavailable
 from app.metrics import Metrics
-from app.web.middleware import RequestMiddleware
+from app.web.budget import Upload, UploadBudget
+from app.web.middleware import RequestMiddleware, RetryThrottle
 from tests.conftest import SECONDS, ServerProcess, bears_environment, image_bytes, peak_memory
 from tests.http_client import assert_problem, connect, raw
 
@@ -219,22 +221,65 @@ def test_a_star_is_for_all_pages(start_server: Callable[..., ServerProcess]) -> 
 # --- what is held in memory --------------------------------------------------------------------------------
 
 
-def test_all_uploads_together_have_a_limit_too(bears: ServerProcess) -> None:
-    """64 MB: seven clients who have sent nine of their ten megabytes and then fall silent."""
+@pytest.mark.fault("H22")
+def test_slow_uploads_give_way_where_there_is_no_more_room(bears: ServerProcess) -> None:
+    """64 MB: clients that have sent most of their ten megabytes and then trickle, and others that do not."""
     head = "POST /analyze HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9900000\r\n\r\n"
-    clients = [connect(bears) for _ in range(7)]
+    clients = [connect(bears) for _ in range(8)]
     try:
         for client in clients:
             client.sendall(head.encode() + b"x" * 9_800_000)
-        refused = bears.wait_for(r"POST /analyze 503 overloaded")
-        assert refused
+        assert bears.wait_for(r"POST /analyze 503 overloaded")
+        for _ in range(20):
+            assert bears.post(PHOTO + bytes(3_000_000)).status_code == 200
+            for client in clients:
+                with contextlib.suppress(OSError):  # one of those that gave way
+                    client.send(b"x")
         assert ask(bears, "GET", "/healthz").status_code == 200
     finally:
         for client in clients:
             client.close()
-    for _ in range(6):
-        bears.wait_for("POST /analyze 0 client-disconnect")
     assert bears.post(PHOTO).status_code == 200
+
+
+@pytest.mark.fault("H22")
+def test_the_client_with_the_most_uploads_gives_way() -> None:
+    async def scenario() -> None:
+        budget, uploads = UploadBudget(1000), list[Upload]()
+
+        async def arrive(client: str, held: int) -> None:
+            scope = {"type": "http", "client": (client, 1), "headers": [(b"content-length", b"9")]}
+            uploads.append(Upload(scope, never, 10_000, budget))
+            budget.take(uploads[-1], held)
+            await never()
+
+        clients = ["1.1.1.1"] * 8 + ["2.2.2.2"]
+        tasks = [asyncio.create_task(arrive(client, 100)) for client in clients]
+        await asyncio.sleep(0)
+        budget.take(uploads[-1], 400)
+        assert [upload.gave_way for upload in uploads].count(True) == 3
+        assert not uploads[-1].gave_way
+        with pytest.raises(Unavailable):
+            budget.take(uploads[-1], 501)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+async def never() -> Any:
+    """Receive nothing."""
+    await asyncio.Event().wait()
+
+
+@pytest.mark.fault("L01")
+def test_a_refused_client_that_retries_immediately_is_read_a_little_later() -> None:
+    throttle = RetryThrottle()
+    delays = [throttle.delay(1000.0) for _ in range(40)]
+    assert delays[:3] == pytest.approx([0.0, 0.01, 0.02])
+    assert max(delays) == pytest.approx(0.25)
+    assert throttle.delay(1001.0) == 0.0
 
 
 def test_a_mistake_of_the_server_is_a_problem_and_one_traceback_with_its_id(
