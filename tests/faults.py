@@ -70,7 +70,11 @@ FAULTS = {
         "H05": ("an error in a browser", "a page; problem+json for all others"),
         "H06": ("forged log lines", "one line, escaped"),
         "H07": ("a garbage Host, an absolute target", "200 or 400; no link is built from Host"),
+        "H20": ("tiny chunks, parts and headers without number", "no stall of the event loop over 20 ms"),
+        "H21": ("clients that do not read their answers", "they alone lose their connections, in 20 s"),
+        "H22": ("one client's slow uploads, however many", "they give way: others are served"),
         "H23": ("every documented request, over a real connection", "as documented, HEAD too"),
+        "H24": ("half-closed requests; photos in other wrappings", "served, or the cause is named"),
     },
     "Image by URL": {
         "S01": ("private, loopback, metadata addresses", "422 `url-not-allowed`, one answer; nothing sent"),

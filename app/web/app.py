@@ -2,34 +2,30 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from app.metrics import Metrics
 from app.settings import Settings
-from app.web.access import admit, set_session
-from app.web.middleware import RequestMiddleware
+from app.web.access import set_session
+from app.web.analysis import analyze, explain
+from app.web.middleware import around_requests
 from app.web.pages import VIEW, Pages
-from app.web.problems import HANDLERS, as_json, as_prediction
+from app.web.problems import HANDLERS, as_json
 from app.web.state import STARTING_RETRY, OnFailure, Service
-from app.web.upload import max_body, read_photo
-
-Answer = TypeVar("Answer")
 
 FRESH: Final = {"cache-control": "no-cache"}  # browsers revalidate: settings and phases change
-MAX_UPLOADING: Final = 64_000_000  # bytes of all uploads together, in memory: twenty as phones send them
 
 
 def create_app(settings: Settings, on_failure: OnFailure) -> Starlette:
@@ -73,15 +69,7 @@ def create_app(settings: Settings, on_failure: OnFailure) -> Starlette:
             Route("/static/style.css", stylesheet, middleware=packed),
             Mount("/static", FreshFiles(directory=VIEW / "static"), middleware=packed),
         ],
-        middleware=[
-            Middleware(
-                RequestMiddleware,
-                metrics=metrics,
-                max_body=max_body(settings),
-                max_uploading=max(MAX_UPLOADING, max_body(settings)),
-                origins=settings.cors_origins,
-            )
-        ],
+        middleware=around_requests(settings, metrics),
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
@@ -132,44 +120,6 @@ async def sample(request: Request) -> Response:
     if number >= len(samples):
         raise HTTPException(HTTPStatus.NOT_FOUND)
     return FileResponse(samples[number])
-
-
-async def analyze(request: Request) -> Response:
-    """POST /analyze: a photo as the one file of a form, or as the raw body -> its Prediction.
-
-    With `allow_url` also GET /analyze?url= and a form with a field `url`.
-    """
-    return as_prediction(request, await answer(request, request.state.service.predictor.predict))
-
-
-async def explain(request: Request) -> Response:
-    """POST /explain: a photo as for /analyze -> the Explanation of its likeliest class, or of `?label=`."""
-    predictor, label = request.state.service.predictor, request.query_params.get("label", "")
-    return as_json(await answer(request, partial(predictor.explain, label=label)))
-
-
-async def answer(request: Request, ask: Callable[[bytes, float], Coroutine[Any, Any, Answer]]) -> Answer:
-    """Await `ask` on the photo of a request; cancel it if the client leaves. Raises RequestError."""
-    admit(request)
-    predictor = request.state.service.predictor  # or 503, before anything is read
-    data = await read_photo(request)  # before the slot: a slow upload keeps no other request out
-    with predictor.slot() as deadline:
-        asked = asyncio.create_task(ask(data, deadline))
-        leaving = asyncio.create_task(disconnect(request))
-        try:
-            await asyncio.wait((asked, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not asked.done():
-                raise ClientDisconnect
-            return asked.result()
-        finally:
-            asked.cancel()
-            leaving.cancel()
-
-
-async def disconnect(request: Request) -> None:
-    """Wait until the client leaves; read the body that nobody asked for, such as the empty one of a GET."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def healthz(request: Request) -> Response:

@@ -74,8 +74,8 @@ def wants_page(request: Request) -> bool:
     return "text/html" in kinds and not {"application/json", TYPE} & set(kinds)
 
 
-def as_json(record: Struct, headers: dict[str, str] | None = None) -> Response:
-    """Return the fields of a record as JSON."""
+def as_json(record: Struct | list[Any], headers: dict[str, str] | None = None) -> Response:
+    """Return the fields of a record, or of each record of a list, as JSON."""
     return Response(msgspec.json.encode(record), headers=headers, media_type="application/json")
 
 

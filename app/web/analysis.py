@@ -1,0 +1,80 @@
+"""The requests with photos: who may ask, the photos read, and the answers awaited while the client stays."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from app.errors import RequestError
+from app.web.access import admit
+from app.web.problems import as_json, as_prediction
+from app.web.upload import read_photo, read_photos
+
+Answer = TypeVar("Answer")
+
+
+async def analyze(request: Request) -> Response:
+    """POST /analyze: a photo as the one file of a form, or as the raw body -> its Prediction.
+
+    With `allow_url` also GET /analyze?url= and a form with a field `url`. With `?many=1` several files of a
+    form -> a list, with the status, code and detail of those that failed.
+    """
+    predict = request.state.service.predictor.predict
+    if request.query_params.get("many") != "1":
+        return as_prediction(request, await answer(request, predict))
+    admit(request)
+    photos = await read_photos(request)
+
+    async def answers() -> list[Any]:
+        return [await attempt(request, photo, first=photo is photos[0]) for photo in photos]
+
+    return as_json(await unless_disconnected(request, answers()))
+
+
+async def attempt(request: Request, photo: bytes, *, first: bool) -> Any:
+    """Return the Prediction of one of many photos, or how it failed. Each counts for the rate limit."""
+    predictor = request.state.service.predictor
+    try:
+        if not first:
+            admit(request)
+        with predictor.slot() as deadline:
+            return await predictor.predict(photo, deadline)
+    except RequestError as error:
+        return {"status": error.status, "code": error.code, "detail": str(error)}
+
+
+async def explain(request: Request) -> Response:
+    """POST /explain: a photo as for /analyze -> the Explanation of its likeliest class, or of `?label=`."""
+    predictor, label = request.state.service.predictor, request.query_params.get("label", "")
+    return as_json(await answer(request, partial(predictor.explain, label=label)))
+
+
+async def answer(request: Request, ask: Callable[[bytes, float], Coroutine[Any, Any, Answer]]) -> Answer:
+    """Await `ask` on the photo of a request. Raises RequestError."""
+    admit(request)
+    predictor = request.state.service.predictor  # or 503, before anything is read
+    data = await read_photo(request)  # before the slot: a slow upload keeps no other request out
+    with predictor.slot() as deadline:
+        return await unless_disconnected(request, ask(data, deadline))
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Await `work`; cancel it if the client leaves. Raises ClientDisconnect."""
+    asked, leaving = asyncio.create_task(work), asyncio.create_task(disconnect(request))
+    try:
+        await asyncio.wait((asked, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise ClientDisconnect
+        return asked.result()
+    finally:
+        asked.cancel()
+        leaving.cancel()
+
+
+async def disconnect(request: Request) -> None:
+    """Wait until the client leaves; read the body that nobody asked for, such as the empty one of a GET."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
