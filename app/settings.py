@@ -161,6 +161,13 @@ class Settings(Struct, frozen=True, kw_only=True):
         tuple[Annotated[str, Meta(pattern=ORIGIN)], ...],
         Meta(description='Sites whose scripts may read the answers: "https://example.com", or "*" for all.'),
     ] = ()
+    frame_origins: Annotated[
+        tuple[Annotated[str, Meta(pattern=ORIGIN)], ...],
+        Meta(
+            description='Sites that may show the page in a frame: "https://example.com", or "*" for all. '
+            "Hugging Face may show a Space of its own."
+        ),
+    ] = ()
     log_format: Annotated[LogFormat, Meta(description='"json" writes one object per line.')] = "text"
     title: Annotated[str, Meta(min_length=1, max_length=200, description="The title of the page.")] = (
         "What's in this photo?"

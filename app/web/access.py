@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import ipaddress
 import math
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import TooManyRequests, Unauthorized
+from app.web.preview import frame_origins
 
 SESSION: Final = "session"  # the cookie
 SESSION_SECONDS: Final = 12 * 3600  # a day of looking at photos; a reload of the page gives a new one
@@ -62,14 +64,17 @@ def _host(origin: str | None) -> str:
 def set_session(request: Request, response: Response) -> None:
     """Set the cookie with which the page asks in place of a key, where keys are needed."""
     keys = request.state.service.keys
+    secure = request.url.scheme == "https"
+    framed = bool(frame_origins(request.state.service.settings, os.environ))
     if keys:
         response.set_cookie(
             SESSION,
             keys.session(time.time()),
             max_age=SESSION_SECONDS,
             httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
+            # within the frame of another site a browser sends no stricter cookie
+            samesite="none" if framed and secure else "strict",
+            secure=secure,
         )
 
 

@@ -57,6 +57,7 @@ def create_app(settings: Settings, on_failure: OnFailure) -> Starlette:
             Route("/", page, middleware=packed),
             Route("/api", api_page, middleware=packed),
             Route("/manifest.webmanifest", manifest),
+            Route("/worker.js", worker, middleware=packed),
             Route("/preview.jpg", preview),
             Route("/samples/{number:int}", sample),
             Route("/analyze", analyze, methods=["GET", "POST"] if settings.allow_url else ["POST"]),
@@ -107,6 +108,11 @@ async def stylesheet(request: Request) -> Response:
 async def manifest(request: Request) -> Response:
     """GET /manifest.webmanifest: lets a phone install the page."""
     return JSONResponse(request.state.pages.manifest(), media_type="application/manifest+json")
+
+
+async def worker(request: Request) -> Response:
+    """GET /worker.js: the service worker, which may serve what lies beside or below it."""
+    return FileResponse(VIEW / "static" / "worker.js", headers=FRESH)
 
 
 def preview(request: Request) -> Response:  # drawn on a thread, once

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import re
 import secrets
 import time
@@ -20,6 +21,7 @@ from app.logs import log_request
 from app.metrics import Metrics
 from app.settings import Settings
 from app.web.budget import SOON, Upload, UploadBudget
+from app.web.preview import frame_origins
 from app.web.problems import problem, unknown_method
 from app.web.upload import max_body
 
@@ -29,7 +31,7 @@ SECURITY: Final = {
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(self), microphone=(), geolocation=()",
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
-    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors ",
 }
 PREFLIGHT: Final = {
     "access-control-allow-methods": "GET, POST",
@@ -57,6 +59,7 @@ def around_requests(settings: Settings, metrics: Metrics) -> list[Middleware]:
         max_body=limit,
         max_uploading=max(MAX_UPLOADING, limit),
         origins=settings.cors_origins,
+        frames=frame_origins(settings, os.environ),
     )
     return [*([Middleware(TrustedProxies, trusted=trusted)] if trusted else []), requests]
 
@@ -80,11 +83,17 @@ class RequestMiddleware:
     """The ASGI middleware around every request.
 
     `max_body` bytes a request and `max_uploading` bytes of all requests together are read; pages of
-    `origins` may read the answers ("*": all pages).
+    `origins` may read the answers, and those of `frames` may show the page in a frame ("*": all pages).
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, max_body: int, max_uploading: int, origins: Collection[str] = ()
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_body: int,
+        max_uploading: int,
+        origins: Collection[str] = (),
+        frames: Collection[str] = (),
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -92,6 +101,8 @@ class RequestMiddleware:
         self._budget = UploadBudget(max_uploading)
         self._throttle = RetryThrottle()
         self._origins = origins
+        policy = SECURITY["content-security-policy"] + (" ".join(frames) or "'none'")
+        self._security = SECURITY | {"content-security-policy": policy}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request (the ASGI interface)."""
@@ -109,7 +120,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers.update(SECURITY | {"x-request-id": identity})
+                headers.update(self._security | {"x-request-id": identity})
                 self._add_cors_headers(Headers(scope=scope), status, headers)
                 if not upload.ended:
                     headers["connection"] = "close"  # or the rest of the body would have to be read

@@ -34,6 +34,16 @@ MAX_SAMPLES: Final = 6  # a row of them; each is 2 kB of the page
 THUMB: Final = 108  # px: 72 on a screen with one and a half pixels to each
 PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
+# How each example of the API page sends its key, where keys are needed
+KEY_EXAMPLES: Final = {
+    "curl": ' -H "X-API-Key: YOUR_KEY"',
+    "python": ', headers={"X-API-Key": "YOUR_KEY"}',
+    "javascript": ', headers: { "X-API-Key": "YOUR_KEY" }',
+    "flutter": '\nrequest.headers["X-API-Key"] = "YOUR_KEY";',
+    "swift": '\nrequest.setValue("YOUR_KEY", forHTTPHeaderField: "X-API-Key")',
+    "kotlin": '\n    .header("X-API-Key", "YOUR_KEY")',
+}
+
 
 class Pages:
     """The pages of one server, made once from its settings.
@@ -115,9 +125,16 @@ class Pages:
         )
 
     def api(self, card: ModelCard | None) -> str:
-        """How programs use the server, and what is served; without a card while that is being opened."""
-        model = f"<p>{html.escape(self._words['model_opening'])}</p>" if card is None else _card_html(card)
-        return self._fill("api", {}, model=model)
+        """Return the page for programs; `card` is None while the model is being opened."""
+        words, origins = self._words, self._settings.cors_origins
+        model = f"<p>{html.escape(words['model_opening'])}</p>" if card is None else _card_html(card)
+        keys = bool(self._settings.api_keys)
+        examples = {f"key_{language}": code if keys else "" for language, code in KEY_EXAMPLES.items()}
+        note = f'<p class="note">{html.escape(words["key_note"])}</p>' if keys else ""
+        values = {
+            "cors_note": words["cors_open" if origins else "cors_closed"].format(origins=", ".join(origins))
+        }
+        return self._fill("api", examples | values, model=model, key_note=note)
 
     def manifest(self) -> dict[str, Any]:
         """What lets a phone install the page (W3C Web Application Manifest)."""
@@ -227,18 +244,24 @@ def _percent(score: float) -> str:
 
 
 def _card_html(card: ModelCard) -> str:
-    """The model card as a table; what is nested in it line by line."""
+    """The model card as a table, without what does not apply; what is nested in it line by line."""
     rows = [
-        f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th><td>{_value_html(value)}</td></tr>'
+        f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th><td>{text}</td></tr>'
         for name, value in msgspec.to_builtins(card).items()
-        if value is not None  # no proof
+        if (text := _value_html(value))
     ]
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def _value_html(value: Any) -> str:
+    """A value of the card; nothing for None and what is empty."""
+    if value is None:
+        return ""
     if isinstance(value, dict):
-        return "<br>".join(f"{html.escape(name)}: {_value_html(inner)}" for name, inner in value.items())
+        lines = ((name.replace("_", " "), _value_html(inner)) for name, inner in value.items())
+        return "<br>".join(f"{html.escape(name)}: {text}" for name, text in lines if text)
     if isinstance(value, list | tuple):
         return ", ".join(map(_value_html, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return html.escape(f"{value:,}" if isinstance(value, int) else str(value))

@@ -1,4 +1,4 @@
-"""The preview of a link to the page where it is shared: the page's address, and a picture."""
+"""The page on other sites: previews of links to it, and frames."""
 
 import io
 import re
@@ -39,6 +39,12 @@ def public_address(settings: Settings, environment: Mapping[str, str]) -> str:
         if environment.get(variable) and ADDRESS.fullmatch(address):
             return address
     return ""
+
+
+def frame_origins(settings: Settings, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The sites that may show the page in a frame: a Space is only ever shown within Hugging Face's page."""
+    own = ("https://huggingface.co",) if environment.get("SPACE_HOST") else ()
+    return settings.frame_origins or own
 
 
 def draw_preview(color: str, samples: Sequence[Path]) -> bytes:

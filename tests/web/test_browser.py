@@ -38,7 +38,7 @@ from tests.browser import (
     working,
 )
 from tests.conftest import DATA, V1_CHECKPOINT, ServerProcess, bears_environment
-from tests.http_server import Handler, serving
+from tests.http_server import Handler, send, serving
 
 pytestmark = pytest.mark.slow
 NODE_MODULES = Path(__file__).parent.parent / "node_modules"
@@ -725,6 +725,68 @@ def test_a_hundred_classes_are_shown_when_asked_for(
     assert page.evaluate(NO_SCROLL)
 
 
+def test_a_page_that_was_used_opens_offline_and_says_so(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page("phone")
+    answer(page, demo.url)
+    page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+    page.context.set_offline(True)
+    page = page.context.new_page()
+    page.goto(demo.url)
+    page.get_by_text("You’re offline").wait_for()
+    choose(page, SAMPLES / "hat.jpg")
+    page.get_by_role("heading", name="You’re offline").wait_for()
+    page.context.set_offline(False)
+    assert headline(page) == "hat"
+
+
+@pytest.mark.parametrize("permitted", [False, True])
+def test_the_page_works_in_the_frame_of_a_site_that_may_show_it(
+    open_page: Callable[..., Any], start_server: Callable[..., ServerProcess], permitted: bool
+) -> None:
+    def answer_frame(handler: Handler) -> None:
+        send(handler, f'<iframe src="{server.url}"></iframe>'.encode(), headers={"Content-Type": "text/html"})
+
+    with serving(answer_frame) as (url, _):
+        server = start_server(**({"APP_FRAME_ORIGINS": url} if permitted else {}))
+        server.wait_for("ready after")
+        page = new_page(open_page().context.browser)
+        page.goto(url)
+        frame = page.frames[1]
+        if permitted:
+            frame.locator("#file").set_input_files(SAMPLES / "hat.jpg")
+            frame.locator("#result", has_text="hat").wait_for()
+        else:
+            assert frame.locator("#file").count() == 0
+        page.context.close()
+
+
+def test_the_page_works_below_a_path_of_a_proxy(
+    open_page: Callable[..., Any], demo: ServerProcess, tmp_path: Path
+) -> None:
+    page = open_page()
+    page.add_init_script(  # its requests cannot be routed
+        "Object.defineProperty(Navigator.prototype, 'serviceWorker', {get: () => undefined})"
+    )
+    # as a proxy that takes the path away: what asks for anything outside it gets nothing
+    page.route(
+        "**/*",
+        lambda route: (
+            route.abort()
+            if "/bears/" not in route.request.url
+            else route.continue_(url=route.request.url.replace("/bears/", "/"))
+        ),
+    )
+    page.goto(f"{demo.url}/bears/")
+    choose(page, SAMPLES / "hat.jpg")
+    assert headline(page) == "hat"
+    page.get_by_role("button", name="Why?").click()
+    page.locator("#heat").wait_for()
+    page.get_by_role("link", name="Use it in your app").click()
+    page.get_by_role("heading", name="The API").wait_for()
+
+
 # --- less to upload ----------------------------------------------------------------------------------------
 
 
@@ -844,31 +906,40 @@ def test_the_original_is_sent_where_answers_must_be_exact(
 # --- for programs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("key", ["", "0123456789abcdef"], ids=["open", "with keys"])
 def test_the_examples_of_the_api_page_work_for_this_very_server(
-    open_page: Callable[..., Any], demo: ServerProcess, tmp_path: Path
+    open_page: Callable[..., Any], start_server: Callable[..., ServerProcess], tmp_path: Path, key: str
 ) -> None:
+    server = start_server(**({"APP_API_KEYS": key} if key else {}))
+    server.wait_for("ready after")
     shutil.copy(SAMPLES / "hat.jpg", tmp_path / "photo.jpg")
     page = open_page()
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    api(page, demo.url)
+    api(page, server.url)
+    assert page.get_by_text("Every request needs a key.").count() == bool(key)
     examples = {}
     for name in ("curl", "python", "javascript"):
         block = page.locator("main > .title", has_text=re.compile(name, re.I))
         block.get_by_role("button").click()
-        examples[name] = page.evaluate("navigator.clipboard.readText()")
-        assert demo.url in examples[name]
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert server.url in copied and ("YOUR_KEY" in copied) == bool(key)
+        examples[name] = copied.replace("YOUR_KEY", key)
+    for name in ("React Native", "Flutter", "Swift", "Kotlin"):
+        page.get_by_text(name, exact=True).click()
+        code = page.locator("details[open] code").last.inner_text()
+        assert f"{server.url}/analyze" in code and ("X-API-Key" in code) == bool(key)
+    page.context.clear_cookies()  # the page's session would do without a key
     curl, python = (
         subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20).stdout
         for command in (["sh", "-c", examples["curl"]], ["python", "-c", examples["python"]])
     )
     assert json.loads(curl)["result"] == "hat"
     assert python.startswith("hat 0.9")
-    script = examples["javascript"].replace("const {", "return await (async () => { const {", 0)
     result = page.evaluate(
         "async ([code, bytes]) => { const photo = new Blob([new Uint8Array(bytes)], {type: 'image/jpeg'});"
         " return await (Object.getPrototypeOf(async () => {}).constructor)("
         "'photo', code + '; return result;')(photo); }",
-        [script, list((SAMPLES / "hat.jpg").read_bytes())],
+        [examples["javascript"], list((SAMPLES / "hat.jpg").read_bytes())],
     )
     assert result == "hat"
 

@@ -21,6 +21,7 @@ from app.serving.predictor import Prediction, Score
 from app.serving.proof import ProofResult
 from app.settings import DEMO, Settings, load_settings
 from app.web.pages import VIEW, Pages
+from app.web.preview import frame_origins
 from tests.conftest import BEARS, ROOT, SECONDS, ServerProcess, image_bytes
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -111,6 +112,19 @@ def test_links_have_no_picture_where_the_address_is_unknown(bears: ServerProcess
     assert "elsewhere" not in answer.text and "og:image" not in answer.text
 
 
+def test_a_space_may_be_shown_by_hugging_face_and_else_the_settings_say_who_may() -> None:
+    assert frame_origins(settings(), {}) == ()
+    assert frame_origins(settings(), {"SPACE_HOST": "me-bears.hf.space"}) == ("https://huggingface.co",)
+    others = settings(frame_origins=("https://school.example",))
+    assert frame_origins(others, {"SPACE_HOST": "me-bears.hf.space"}) == ("https://school.example",)
+
+
+def test_the_worker_keeps_every_script_of_the_page() -> None:
+    shell = (VIEW / "static" / "worker.js").read_text().partition("SHELL = [")[2].partition("]")[0]
+    kept = set(re.findall(r"static/(\w+)\.js", shell))
+    assert kept == {path.stem for path in (VIEW / "static").glob("*.js")} - {"worker", "api"}
+
+
 def test_the_picture_of_a_link_shows_the_samples_in_the_color_of_the_page(
     bears: ServerProcess, tmp_path: Path
 ) -> None:
@@ -154,8 +168,15 @@ def test_the_api_page_shows_the_model_card(bears: ServerProcess) -> None:
     card = requests.get(f"{bears.url}/model", timeout=SECONDS).json()
     for value in (card["architecture"], card["sha256"], "black, grizzly, teddys"):
         assert value in page
-    assert "/openapi.json" in page
+    assert "openapi.json" in page
+    assert "<td></td>" not in page and "None" not in page
     assert "still loading" in Pages(settings()).api(None)
+
+
+def test_the_api_page_says_whose_scripts_may_read_the_answers() -> None:
+    assert "cors_origins = [&quot;https://example.com&quot;]" in Pages(settings()).api(None)
+    page = Pages(settings(cors_origins=("https://school.example",))).api(None)
+    assert "may read the answers: https://school.example." in page
 
 
 def test_an_unsure_answer_without_javascript_says_so() -> None:

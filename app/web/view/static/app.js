@@ -202,6 +202,7 @@ async function keep(record) {
   const id = newId();
   history.pushState({ id }, "");
   await remember(id, record);
+  navigator.serviceWorker?.register("worker.js").catch(() => {}); // after a first answer; not in private windows
 }
 
 // What the tab showed at this place of its history: an answer, several, or none yet.
@@ -304,7 +305,8 @@ window.addEventListener("online", () => {
   if (document.body.dataset.state === "problem" && job.photo) attempt();
 });
 
-if (phase !== "ready") {
+if (!navigator.onLine) find("opening").textContent = unreachable().words[0];
+else if (phase !== "ready") {
   ready((text, done) => {
     const known = done === null ? "…" : `, ${share(done)}`;
     find("opening").textContent = `${text}${known}. ${texts.startingIdle}`;
