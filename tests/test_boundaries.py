@@ -21,7 +21,7 @@ FLOORS = (  # highest first; packages and modules on one floor do not import eac
     ("checkpoints", "fetching", "photos"),
     ("logs",),
     ("progress",),
-    ("cpus", "errors", "metrics", "types"),
+    ("cpus", "errors", "memory", "metrics", "types"),
 )
 FLOOR = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}
 KEEPERS = {  # foreign packages, each imported by one of our packages; the graph tools serve two

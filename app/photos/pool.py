@@ -16,6 +16,7 @@ from PIL import Image, _imaging
 
 from app.cpus import usable_cores
 from app.errors import QueueTimeout
+from app.memory import return_free_pages
 from app.photos.decode import Exif, read_header, read_pixels, shrink
 from app.types import Size
 
@@ -65,15 +66,21 @@ class Decoder:
             return work(read_pixels(image, self._exif))
 
     def _give_back(self) -> None:
-        _imaging.clear_cache()
         self._giving_back = None
+        self._threads.submit(_return_memory)  # not on the event loop: it takes some milliseconds
 
     def close(self) -> None:
         """Finish what is under way, end the threads and give the memory back."""
         self._threads.shutdown()
         if self._giving_back is not None:
             self._giving_back.cancel()
-        self._give_back()
+        _return_memory()
+
+
+def _return_memory() -> None:
+    """Return the memory that Pillow and glibc keep for the next photo."""
+    _imaging.clear_cache()
+    return_free_pages()
 
 
 class Room:

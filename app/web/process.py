@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import logging
 import os
@@ -16,14 +15,13 @@ from starlette.applications import Starlette
 
 from app.errors import StartupError
 from app.logs import start_logging
+from app.memory import return_large_blocks
 from app.photos.limits import silence_libtiff
 from app.settings import Settings
 from app.web.app import create_app
 from app.web.connections import burst
 from app.web.protocol import DeadlineProtocol
 
-M_MMAP_THRESHOLD: Final = -3  # glibc's malloc.h
-LARGE_BLOCK: Final = 1_000_000  # bytes: pictures and their crops are larger, short-lived objects smaller
 GRACE: Final = 30  # seconds to finish requests after SIGTERM: hosts kill after 10 to 30
 
 QUEUE: Final = 1024  # connections that may wait to be accepted
@@ -35,7 +33,7 @@ logger = logging.getLogger(__name__)
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until a signal stops the server. Raises StartupError if the model cannot be opened."""
     silence_libtiff()
-    _return_large_blocks()
+    return_large_blocks()
     with contextlib.closing(start_logging(settings.log_format)):
         failures: list[StartupError] = []
 
@@ -49,16 +47,6 @@ def serve(settings: Settings, host: str, port: int) -> None:
         server.run()
     if failures:
         raise failures[0]
-
-
-def _return_large_blocks() -> None:
-    """Make glibc return large blocks to the system as soon as they are freed (photos/pool keeps a few).
-
-    By default it raises this threshold to 32 MB once such a block was freed, and then keeps the memory of
-    each thread: 140 MB more after 32 photos of 12 megapixels. Other C libraries have no such threshold.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _config(app: Starlette, host: str, port: int) -> uvicorn.Config:
