@@ -20,11 +20,24 @@ FLOOD_SECONDS = 4.0
 
 
 @pytest.fixture(scope="module")
-def demo(start_server: Callable[..., ServerProcess]) -> ServerProcess:
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("probe") / "longest"
+
+
+@pytest.fixture(scope="module")
+def demo(start_server: Callable[..., ServerProcess], probe: Path) -> ServerProcess:
     """A ready server of the demo, whose network is slow enough to be flooded by a client in Python."""
-    server = start_server()
+    server = start_server(module="tests.instrumented", PROBE=str(probe))
     server.wait_for("ready after")
+    assert server.post(PHOTO).status_code == 200  # the first photo takes memory that is kept
     return server
+
+
+def runnable_seconds(server: ServerProcess) -> float:
+    """For how long the event loop's thread was ready to run while no core was free (Linux; elsewhere 0)."""
+    process = server.process.pid
+    file = Path(f"/proc/{process}/task/{process}/schedstat")
+    return int(file.read_text().split()[1]) / 1e9 if file.exists() else 0.0
 
 
 class Flood:
@@ -44,10 +57,11 @@ class Flood:
         nurse.join(SECONDS)
 
     def _look(self) -> None:
-        while not self._over.wait(0.05):
-            start = time.perf_counter()
+        while not self._over.wait(0.03):
+            start, waited = time.perf_counter(), runnable_seconds(self._server)
             assert requests.get(f"{self._server.url}/healthz", timeout=SECONDS).status_code == 200
-            self.health.append(time.perf_counter() - start)
+            own = time.perf_counter() - start - (runnable_seconds(self._server) - waited)
+            self.health.append(own)
 
     @property
     def answered(self) -> list[float]:
@@ -75,9 +89,15 @@ def test_who_is_let_in_is_answered_soon_and_who_is_not_at_once(flood: Flood) -> 
 
 
 @pytest.mark.fault("L05")
-def test_the_health_is_told_within_a_tenth_of_a_second_during_the_flood(flood: Flood) -> None:
+def test_the_health_is_answered_within_a_tenth_of_a_second_during_the_flood(flood: Flood) -> None:
+    """Without the time for which a busy machine let the server wait for a core."""
     assert len(flood.health) > 10
-    assert sorted(flood.health)[len(flood.health) // 2] < 0.1
+    assert sorted(flood.health)[len(flood.health) * 99 // 100 - 1] < 0.1
+
+
+@pytest.mark.fault("H20", "L05")
+def test_no_turn_of_the_event_loop_is_long_during_the_flood(flood: Flood, probe: Path) -> None:
+    assert float(probe.read_text()) < 20  # ms of CPU time
 
 
 @pytest.mark.fault("L04")
@@ -102,14 +122,17 @@ def resident(server: ServerProcess) -> int:
     return int(found[1]) // 1000
 
 
-@pytest.mark.fault("U27", "L04")
-def test_many_large_photos_at_once_take_little_memory_and_give_it_back(demo: ServerProcess) -> None:
-    photo = image_bytes("b00_12mp_4000x3000.jpg")
+@pytest.mark.fault("U27", "L04", "P20")
+@pytest.mark.parametrize("name", ["a00_224x224.jpg", "a05_640x480.jpg", "b00_12mp_4000x3000.jpg"])
+def test_the_memory_of_a_flood_comes_back(demo: ServerProcess, name: str) -> None:
     before = resident(demo)
     with peak_memory(demo) as grown:
-        client = Client(demo.url, photo)
+        client = Client(demo.url, image_bytes(name))
         asyncio.run(client.closed(32, 1.0))
         assert client.answers.keys() <= {"200", "503"}
         assert client.answers["200"]
         assert grown() < 250_000
-    assert resident(demo) - before < 80
+    deadline = time.monotonic() + SECONDS
+    while resident(demo) - before > 20 and time.monotonic() < deadline:
+        requests.get(f"{demo.url}/healthz", timeout=SECONDS)
+    assert resident(demo) - before <= 20
