@@ -14,11 +14,11 @@ from app.settings import DEMO, SETTINGS_FILE, load_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0, or another with one sentence on standard error."""
+    """Run one command. Return 0, or another exit code after one sentence on standard error."""
     open_standard_streams()
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    warnings.filterwarnings("ignore", module="PIL")  # of metadata that it then ignores
+    warnings.filterwarnings("ignore", module="PIL")  # about metadata that it ignores
     for name in ("python_multipart", "app.web.protocol"):  # our own line reports a bad request
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -34,10 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Run the command, whose module is imported only now."""
+    """Import the module of the command, and run it."""
     if options.command == "serve":
         return _serve(options)
-    if options.command in ("check", "now", "predict"):  # they print an answer, and need no log beside it
+    if options.command in ("check", "now", "predict"):  # they print answers, not a log
         logging.getLogger().setLevel(logging.WARNING)
     code: int = importlib.import_module(f"app.commands.{options.command}").run(options)
     return code

@@ -1,1 +1,1 @@
-"""What a person types, beside `serve`."""
+"""The commands of the command line, except `serve`."""

@@ -24,17 +24,16 @@ from app.serving.predictor import Prediction, Predictor
 from app.settings import Settings, load_settings
 from app.types import Float32
 
-BINS: Final = (
-    15  # of the calibration error, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
-)
-WANTED: Final = 0.95  # how many of the answers that are not unsure should be right
+# of the calibration error, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
+BINS: Final = 15
+WANTED: Final = 0.95  # the share of the sure answers that should be right
 WORST: Final = 12
 THUMBNAIL: Final = (160, 160)
 TEMPLATE: Final = Path(__file__).parent / "report.html"
 
 
 class Mistake(Struct, frozen=True):
-    """A photo that was taken for another class than its folder says."""
+    """A photo with a wrong answer."""
 
     path: Path
     truth: str
@@ -43,8 +42,9 @@ class Mistake(Struct, frozen=True):
 
 
 class Evaluation(Struct, frozen=True):
-    """The answers to a labeled folder: photos, true classes (N,), probabilities (N, classes), familiarity
-    (N,).
+    """The answers for a labeled folder.
+
+    `truths` (N,) has the true classes, `probabilities` is (N, classes), `familiarity` (N,).
     """
 
     classes: tuple[str, ...]
@@ -55,53 +55,53 @@ class Evaluation(Struct, frozen=True):
 
     @property
     def answers(self) -> npt.NDArray[np.intp]:
-        """(N,) the likeliest class of each photo."""
+        """Return the likeliest class of each photo, (N,)."""
         answers: npt.NDArray[np.intp] = np.argmax(self.probabilities, axis=1)
         return answers
 
     @property
     def confidences(self) -> Float32:
-        """(N,) the probability of the likeliest class."""
+        """Return the probability of the likeliest class, (N,)."""
         return self.probabilities.max(axis=1)  # type: ignore[no-any-return]
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether the answer is the true class."""
+        """Return whether each answer is the true class, (N,)."""
         return np.equal(self.answers, self.truths)
 
     @property
     def accuracy(self) -> float:
-        """The share of right answers."""
+        """Return the share of right answers."""
         return float(self.right.mean())
 
     def confusion(self) -> npt.NDArray[np.intp]:
-        """(classes, classes) how many photos of the row's class got the column's."""
+        """Return the number of photos of the row's class with the column's answer, (classes, classes)."""
         matrix = np.zeros((len(self.classes),) * 2, np.intp)
         np.add.at(matrix, (self.truths, self.answers), 1)
         return matrix
 
     def calibration_error(self) -> float:
-        """The expected calibration error: over bins of confidence, sum of n / N * |accuracy - confidence|."""
+        """Return the expected calibration error: the sum over bins of n / N * |accuracy - confidence|."""
         bins = np.minimum((self.confidences * BINS).astype(int), BINS - 1)
         gaps = (self.right - self.confidences)[:, None] * (bins[:, None] == np.arange(BINS))
         return float(np.abs(gaps.sum(axis=0)).sum() / len(bins))
 
     def unsure_below(self) -> tuple[float, float]:
-        """The lowest threshold from which on WANTED of the answers are right, and their share.
+        """Return the lowest threshold above which WANTED of the answers are right, and the share above it.
 
-        (1.0, 0.0) where no threshold does.
+        (1.0, 0.0) if there is none.
         """
         order = np.argsort(-self.confidences, kind="stable")
         shares = np.cumsum(self.right[order]) / np.arange(1, len(order) + 1)
         enough = np.flatnonzero(shares >= WANTED)
         if not len(enough):
             return 1.0, 0.0
-        # cut, not rounded: the last answer that counts must stay sure
+        # rounded down: the last answer that counts must stay sure
         threshold = np.floor(float(self.confidences[order[enough[-1]]]) * 1000) / 1000
         return float(threshold), float((self.confidences >= threshold).mean())
 
     def mistakes(self) -> list[Mistake]:
-        """The wrong answers, the most confident first."""
+        """Return the wrong answers, the most confident first."""
         wrong = np.flatnonzero(~self.right)
         return [
             Mistake(
@@ -114,7 +114,7 @@ class Evaluation(Struct, frozen=True):
         ]
 
     def per_class(self) -> list[tuple[str, int, float, float]]:
-        """(class, photos, recall, precision) of each class; NaN where there is nothing to divide by."""
+        """Return (class, photos, recall, precision) of each class; NaN instead of a division by zero."""
         matrix = self.confusion()
         with np.errstate(invalid="ignore"):
             recall, precision = matrix.diagonal() / matrix.sum(axis=1), matrix.diagonal() / matrix.sum(axis=0)
@@ -148,7 +148,7 @@ def labeled_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the figures about `options.folder`, and write the page if one is asked for."""
+    """Print the figures about `options.folder`, and write the page `options.html`."""
     result = asyncio.run(_evaluate(options.folder, load_settings(options.settings)))
     print(as_text(result))
     if options.html:
@@ -161,7 +161,9 @@ async def _evaluate(folder: Path, settings: Settings) -> Evaluation:
     predictor = Predictor(await open_model(settings, show_progress), Metrics())
     try:
         if predictor.multi_label:
-            raise StartupError("check needs one right class a photo; multi_label has several.")
+            raise StartupError(
+                "check cannot evaluate a model with multi_label: it needs one right class for each photo."
+            )
         return await evaluate(folder, predictor)
     finally:
         await predictor.close()
@@ -197,7 +199,7 @@ async def evaluate(folder: Path, predictor: Predictor) -> Evaluation:
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
-    """Rows as aligned columns: the first to the left, figures to the right."""
+    """Return rows as aligned columns: the first to the left, figures to the right."""
     rows = [list(row) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
@@ -215,12 +217,12 @@ def _class_rows(evaluation: Evaluation) -> list[list[str]]:
         [name, str(n), _percentage(recall), _percentage(prec)]
         for name, n, recall, prec in evaluation.per_class()
     ]
-    return [["class", "photos", "found", "right when said"], *rows]
+    return [["class", "photos", "recall", "precision"], *rows]
 
 
 def _confusion_rows(evaluation: Evaluation) -> list[list[str]]:
     rows = zip(evaluation.classes, evaluation.confusion().astype(str).tolist(), strict=True)
-    return [["is \\ said", *evaluation.classes], *([name, *row] for name, row in rows)]
+    return [["true \\ predicted", *evaluation.classes], *([name, *row] for name, row in rows)]
 
 
 def _percentage(value: float) -> str:
@@ -230,19 +232,18 @@ def _percentage(value: float) -> str:
 def _headlines(evaluation: Evaluation) -> list[str]:
     threshold, share = evaluation.unsure_below()
     suggestion = (
-        f"unsure_below = {threshold:.3f} would leave {share:.0%} of the answers sure, and {WANTED:.0%} of "
-        "these right"
+        f"unsure_below = {threshold:.3f} leaves {share:.0%} of the answers sure, {WANTED:.0%} of them right"
         if share
         else f"no unsure_below makes {WANTED:.0%} of the sure answers right"
     )
     familiar = (
-        f"unfamiliar_below = {np.quantile(evaluation.familiarity, 1 - WANTED):.3f} would leave {WANTED:.0%} "
-        "of them sure"
+        f"unfamiliar_below = {np.quantile(evaluation.familiarity, 1 - WANTED):.3f} leaves {WANTED:.0%} of "
+        "the answers sure"
         if evaluation.familiarity is not None
-        else "with a proof_url, it would also be said how unfamiliar a photo may be"
+        else "set proof_url to get a suggestion for unfamiliar_below"
     )
     return [
-        f"{evaluation.accuracy:.1%} of {len(evaluation.photos)} photos are named rightly",
+        f"{evaluation.accuracy:.1%} of {len(evaluation.photos)} photos are classified correctly",
         f"calibration error (ECE, {BINS} bins): {evaluation.calibration_error():.3f}",
         suggestion,
         familiar,
@@ -250,7 +251,7 @@ def _headlines(evaluation: Evaluation) -> list[str]:
 
 
 def as_text(evaluation: Evaluation) -> str:
-    """The figures, for a terminal."""
+    """Return the figures for a terminal."""
     parts = [
         *_headlines(evaluation),
         "",
@@ -260,14 +261,14 @@ def as_text(evaluation: Evaluation) -> str:
     ]
     if mistakes := evaluation.mistakes()[:WORST]:
         rows = [[str(m.path), m.truth, m.answer, f"{m.confidence:.1%}"] for m in mistakes]
-        parts += ["", table([["worst mistakes", "is", "said", "with"], *rows])]
+        parts += ["", table([["worst mistakes", "true", "predicted", "confidence"], *rows])]
     return "\n".join(parts)
 
 
 def as_page(evaluation: Evaluation) -> str:
-    """The same as one self-contained HTML page, with the pictures of the worst mistakes."""
+    """Return the same as one self-contained HTML page, with the pictures of the worst mistakes."""
     figures = [
-        f'<figure><img alt="" src="{_thumbnail(m.path)}"><figcaption>{html.escape(m.truth)}, taken for '
+        f'<figure><img alt="" src="{_thumbnail(m.path)}"><figcaption>{html.escape(m.truth)}, predicted '
         f"{html.escape(m.answer)} "
         f"({m.confidence:.1%})<br><small>{html.escape(m.path.name)}</small></figcaption></figure>"
         for m in evaluation.mistakes()[:WORST]
@@ -290,7 +291,7 @@ def _html_table(rows: list[list[str]]) -> str:
 
 
 def _thumbnail(path: Path) -> str:
-    """A small JPEG as a data: link."""
+    """Return a small JPEG as a data: link."""
     buffer = io.BytesIO()
     with Image.open(path) as image:
         image.thumbnail(THUMBNAIL)

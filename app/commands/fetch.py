@@ -9,7 +9,7 @@ from app.settings import load_settings
 
 
 def run(options: argparse.Namespace) -> int:
-    """Open the model that the settings name, and print what it is."""
+    """Open the model that the settings name, and print its card in a line."""
     try:
         card = asyncio.run(open_model(load_settings(options.settings), show_progress)).card
     finally:

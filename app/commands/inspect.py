@@ -1,4 +1,4 @@
-"""`python -m app inspect`: what a checkpoint is, and the settings that serve it."""
+"""`python -m app inspect`: the contents of a checkpoint, and the settings that serve it."""
 
 import argparse
 import asyncio
@@ -21,11 +21,11 @@ from app.settings import Settings
 
 
 class Inspection(Struct, frozen=True):
-    """What `python -m app inspect` says. `problem` is why the file is not served as it is, empty if it is.
+    """The report of `python -m app inspect`. `problem` is the reason why the file is not served, or "".
 
-    `outputs` is the number of classes, `size` the only (height, width) that the network takes; None where the
-    file does not tell. `settings` is a settings.toml that serves the file; what is to be filled in there
-    stands in a comment.
+    `outputs` is the number of classes, `size` the only (height, width) that the network takes; None if the
+    file does not tell. `settings` is a settings.toml that serves the file, with comments on the values to
+    fill in.
     """
 
     container: str
@@ -59,7 +59,7 @@ def inspect(source: Source, location: str) -> Inspection:
     notes = checkpoint.warnings
     try:
         network = recognize(checkpoint)
-        # the owner fills in the class names: without them the file can still be served
+        # the owner will fill in the class names; the report does not need them
         classes = () if checkpoint.known.get("classes") else _placeholders(network.outputs)
         notes = resolve(Settings(model_url=location, classes=classes), checkpoint, network).notes
     except ArchitectureUnknown as error:
@@ -77,7 +77,7 @@ def inspect(source: Source, location: str) -> Inspection:
         transforms={name: rounded(value) for name, value in checkpoint.known.items() if name != "classes"},
         bytes=source.file.path.stat().st_size,
         sha256=source.file.sha256,
-        served=not problem or len(fitting) > 1,  # of several, the one that is chosen is served
+        served=not problem or len(fitting) > 1,  # if several fit, the settings choose one
         problem=problem,
         notes=notes,
         settings="",
@@ -98,10 +98,10 @@ def _placeholders(outputs: int) -> tuple[str, ...]:
 
 
 def _toml(report: Inspection, location: str) -> str:
-    """A settings.toml that serves the file."""
+    """Return a settings.toml that serves the file."""
     lines = [f"model_url = {json.dumps(location)}"]
     if report.classes:
-        lines.append(f"# classes: the file knows its {len(report.classes)}")
+        lines.append(f"# classes: the file has its {len(report.classes)}")
     else:
         names = json.dumps(_placeholders(report.outputs or 2))
         lines.append(f"classes = {names}  # your names, in the order of learn.dls.vocab")
@@ -110,8 +110,8 @@ def _toml(report: Inspection, location: str) -> str:
         lines.append(f'architecture = "{first}"  # {report.architecture}: the one that you trained')
     if not report.transforms:
         pipeline = "fastai1" if "v1" in report.writer else "resize"
-        lines.append(f'pipeline = "{pipeline}"  # the file does not tell: as in your notebook')
-        lines.append(f"image_size = {json.dumps(report.size or 224)}  # the same")
+        lines.append(f'pipeline = "{pipeline}"  # not in the file: choose the one of your notebook')
+        lines.append(f"image_size = {json.dumps(report.size or 224)}  # not in the file either")
     lines.append(f'model_sha256 = "{report.sha256}"')
     return "\n".join(lines) + "\n"
 
@@ -123,7 +123,7 @@ def _served(report: Inspection) -> str:
 
 
 def as_text(report: Inspection) -> str:
-    """The report for people."""
+    """Return the report for people."""
     rows = {
         "container": report.container,
         "written by": report.writer,

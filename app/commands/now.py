@@ -30,7 +30,7 @@ ROOT: Final = APP.parent
 BESIDE_APP: Final = ("Dockerfile", "requirements.txt", "requirements-serve.txt")
 FREE_PLAN: Final = 100_000_000  # bytes that Vercel's Hobby plan takes from the command line
 ELSEWHERE: Final = "docs/deploy.md names other hosts for the same Dockerfile"
-# what Vercel's command line says when it fails -> what that means, and what to do
+# the output of Vercel's command line when it fails -> the meaning, and the remedy
 REFUSALS: Final = (
     (
         r"credentials|not authenticated|log ?in|token.{0,20}(invalid|not valid)",
@@ -39,7 +39,7 @@ REFUSALS: Final = (
     ),
     (
         r"\bplan\b|upgrade|payment|billing|permission|forbidden|not available|limit",
-        f"Vercel does not take this with your plan or account, for the reason above; {ELSEWHERE}.",
+        f"Your plan or account at Vercel does not allow this, for the reason above; {ELSEWHERE}.",
     ),
 )
 
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def stage(settings: Settings, folder: Path) -> None:
-    """Write all that the image is built of into the new `folder`, and how it is run as vercel.json.
+    """Write all files of the image into the new `folder`, and its configuration as vercel.json.
 
     Files that the settings name on this machine are copied too: checkpoint, proof, samples.
     """
@@ -100,7 +100,7 @@ def stage(settings: Settings, folder: Path) -> None:
         shutil.copy2(path, target)
     models = folder / "app" / "models"
     models.mkdir()
-    for graph in (APP / "models").glob("*.onnx"):  # made here, where torch is: it is not there
+    for graph in (APP / "models").glob("*.onnx"):  # made with torch, which the image does not have
         if graph.with_suffix(".json").exists():
             shutil.copy2(graph, models)
             shutil.copy2(graph.with_suffix(".json"), models)
@@ -115,9 +115,9 @@ def stage(settings: Settings, folder: Path) -> None:
 
 
 def _carry(source: Path, app: Path) -> str:
-    """Copy a file or folder that a setting names into the staged `app`; its path there, for the settings.
+    """Copy a file or folder that a setting names into the staged `app`, and return its path there.
 
-    What is inside of app/ keeps its place; for the rest there is a folder that holds nothing else.
+    A path inside app/ stays the same; others go to models/own.
     """
     inside = source.relative_to(APP.resolve()) if source.is_relative_to(APP.resolve()) else None
     target = app / (inside or Path("models", "own", source.name))
@@ -130,7 +130,7 @@ def _carry(source: Path, app: Path) -> str:
 
 
 def _application() -> Iterator[Path]:
-    """The files of app/, without what is hidden, compiled, downloaded or staged from elsewhere."""
+    """Yield the files of app/, without hidden, compiled, downloaded and separately staged ones."""
     for path in APP.rglob("*"):
         inside = path.relative_to(APP)
         hidden = any(part.startswith((".", "__pycache__")) for part in inside.parts)
@@ -139,7 +139,7 @@ def _application() -> Iterator[Path]:
 
 
 def _project(name: str) -> str:
-    """What Vercel allows in the name of a project, and so in the link."""
+    """Return a name with the characters that Vercel allows for a project."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50] or "classifier"
 
 
@@ -162,26 +162,26 @@ def _megabytes(size: int) -> str:
 
 
 def _command_line() -> list[str]:
-    """How Vercel's command line is started here. Raises ToolMissing."""
+    """Return the command that starts Vercel's command line. Raises ToolMissing."""
     if vercel := shutil.which("vercel"):
         return [vercel]
     if npx := shutil.which("npx"):
         return [npx, "--yes", "vercel@latest"]  # Vercel ends the support of old ones
     raise ToolMissing(
-        "Vercel's command line is needed, and so Node.js, which brings npx, but neither vercel nor npx is "
-        f"there. Install Node.js from https://nodejs.org, then say this again; {ELSEWHERE}."
+        "This needs Vercel's command line, but neither vercel nor npx is installed. Install Node.js, which "
+        f"brings npx, from https://nodejs.org, then run this command again; {ELSEWHERE}."
     )
 
 
 def _run(command: list[str], folder: Path) -> str:
-    """Its standard output; standard error is shown as it comes. Raises DeployError, with its exit code."""
+    """Return the standard output of a command, and show its standard error. Raises DeployError."""
     log = bytearray()
     with (
         TemporaryFile() as output,
         # found on the PATH above, and started without a shell
         subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.PIPE) as process,  # noqa: S603
     ):
-        # not by lines: a progress bar or a question ends without one
+        # in chunks, since a progress bar or a question does not end in a newline
         while chunk := os.read(process.stderr.fileno(), 4096):  # type: ignore[union-attr]  # it is a pipe
             log += chunk
             sys.stderr.buffer.write(chunk)
@@ -195,20 +195,20 @@ def _run(command: list[str], folder: Path) -> str:
 
 
 def _links(output: str) -> str:
-    """The link to what is online, out of the JSON that Vercel's command line prints, and how to try it."""
+    """Return the link in the JSON of Vercel's command line, and a command that tries it."""
     try:
         report = json.loads(output)
-        deployment = report.get("deployment", report)  # inside, where it finds itself run by a program
+        deployment = report.get("deployment", report)  # nested, if it detects that a program runs it
         production = deployment.get("productionUrl")
         url = production or deployment["url"]
     except (ValueError, LookupError, AttributeError):
-        return f"It is online, but no link can be read from what Vercel printed: {output.strip()[:300]!r}"
+        return f"It is online, but the output of Vercel has no link: {output.strip()[:300]!r}"
     lines = ["", url, f"curl -F file=@photo.jpg {url}/analyze"]
     if claim := deployment.get("claimUrl"):
-        lines.append(f"It has no account yet, and ends after a while unless you claim it: {claim}")
+        lines.append(f"It belongs to no account yet, and expires unless you claim it: {claim}")
     elif not production:
         lines.append(
-            "This is a preview: Vercel lets only you see it, unless you switch the project's Deployment "
-            "Protection off. For everybody: python -m app now --prod"
+            "This is a preview, which only you can see, unless you switch off the project's Deployment "
+            "Protection. For everybody: python -m app now --prod"
         )
     return "\n".join(lines)

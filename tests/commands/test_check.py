@@ -65,7 +65,7 @@ def test_where_no_threshold_helps_none_is_suggested() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """24 pictures of bears, each in the folder of what the file of pictures says it shows."""
+    """Copy 24 pictures of bears, each into the folder of its class."""
     shown = {e["file"]: e["true"] for e in json.loads((DATA / "images.json").read_text())}
     for path in IMAGES[:24]:
         target = tmp_path / "photos" / shown[path.name]
@@ -74,15 +74,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_check_prints_what_fastai_v1s_answers_give(
+def test_check_prints_the_figures_of_fastai_v1s_answers(
     folder: Path, v1_predictions: dict[str, np.ndarray]
 ) -> None:
     photos = sorted(path for path in folder.rglob("*") if path.is_file())
     right = sum(BEARS[v1_predictions[path.name].argmax()] == path.parent.name for path in photos)
     ended = run_app("check", str(folder), **bears_environment(APP_EXIF="ignore"))
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith(f"{right / 24:.1%} of 24 photos are named rightly\n")
-    for part in ("calibration error", "unsure_below", "right when said", "is \\ said", "worst mistakes"):
+    assert ended.stdout.startswith(f"{right / 24:.1%} of 24 photos are classified correctly\n")
+    for part in ("calibration error", "unsure_below", "recall", "true \\ predicted", "worst mistakes"):
         assert part in ended.stdout
 
 
@@ -93,7 +93,7 @@ def test_check_writes_a_page_that_needs_nothing_else(folder: Path, tmp_path: Pat
     text = page.read_text()
     assert text.count('src="data:image/jpeg;base64,') == text.count("<figure>") > 0
     assert "http" not in text
-    assert "named rightly" in text
+    assert "classified correctly" in text
 
 
 def test_check_names_files_that_are_not_photos_and_leaves_them_out(folder: Path) -> None:

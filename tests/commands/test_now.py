@@ -1,4 +1,4 @@
-"""`python -m app now`: what is staged, what Vercel's own program makes of it, and what a person is told."""
+"""`python -m app now`: the staged files, their treatment by Vercel's own program, and the messages."""
 
 import json
 import os
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 VERCEL = "64.0.2"
 MODELS = ROOT / "app" / "models"
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
-OWN = "app/models/own/stage-2.pth"  # where what is kept outside of app/ comes
+OWN = "app/models/own/stage-2.pth"  # the place of a checkpoint from outside app/
 TOML_BEARS = 'model_url = "models/own/stage-2.pth"\nclasses = ["black", "grizzly", "teddys"]\n'
 
 
@@ -57,7 +57,7 @@ def tracked() -> list[str]:
 
 
 def intended() -> set[str]:
-    """What is to be deployed, worked out from what the project tracks: app/, and what builds it."""
+    """Return the files to deploy, derived from the tracked ones: app/, and the files that build it."""
     application = {name for name in tracked() if name.startswith("app/")}
     return application | {*("Dockerfile", "requirements.txt", "requirements-serve.txt", "vercel.json")}
 
@@ -108,7 +108,7 @@ def test_a_checkpoint_behind_a_link_stays_there(tmp_path: Path) -> None:
     assert load_settings(tmp_path / "staged/app/settings.toml", {}).model_url == url
 
 
-# --- what a person is told ---------------------------------------------------------------------------------
+# --- the messages -------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_shows_the_files_and_settings_and_needs_no_command_line_of_vercel(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_dry_run_shows_the_files_and_settings_and_needs_no_command_line_of_ver
     [
         ({"APP_CLASSES": "black,grizzly"}, "has 3 outputs, the setting classes lists 2 names"),
         ({"APP_ENGINE": "fastai"}, 'engine is "fastai", but the image that Vercel builds has no torch.'),
-        ({"PATH": "/nowhere"}, "neither vercel nor npx is there. Install Node.js"),
+        ({"PATH": "/nowhere"}, "neither vercel nor npx is installed. Install Node.js"),
     ],
 )
 def test_an_engine_that_needs_torch_is_not_sent(environment: dict[str, str], sentence: str) -> None:
@@ -161,14 +161,14 @@ def test_more_than_the_free_plan_takes_is_said_before_it_is_sent(tmp_path: Path)
                 "deployment": {"url": "https://a.vercel.app", "claimUrl": "https://vercel.com/claim"},
             },
             0,
-            "/analyze\nIt has no account yet, and ends after a while unless you claim it: https:",
+            "/analyze\nIt belongs to no account yet, and expires unless you claim it: https:",
         ),
         (
             {"url": "https://a.vercel.app", "productionUrl": None},
             0,
-            "This is a preview: Vercel lets only you see it",
+            "This is a preview, which only you can see",
         ),
-        ("all is well", 0, "no link can be read from what Vercel printed: '\"all is well\"'"),
+        ("all is well", 0, "the output of Vercel has no link: '\"all is well\"'"),
         ("", 7, "error: Vercel refused, for the reason above; docs/deploy.md"),
     ],
 )
@@ -281,7 +281,7 @@ def test_prod_prints_the_link_for_everybody(with_vercel: dict[str, str]) -> None
         (
             ["--token", TOKEN],
             (402, "Container images are not available on your plan."),
-            "error: Vercel does not take this with your plan or account, for the reason above; docs/",
+            "error: Your plan or account at Vercel does not allow this, for the reason above; docs/",
         ),
         (
             ["--token", TOKEN],
