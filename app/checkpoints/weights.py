@@ -45,9 +45,14 @@ def find_weights(tree: Any, budget: Budget) -> Tensors:
 
     Raises CheckpointError, naming what the object is, where there are none.
     """
-    if found := _tensors(tree, budget) or _below(tree, MAX_DEPTH, budget):
+    if found := _most(tree, MAX_DEPTH, budget):
         return found
     raise other_object(tree)
+
+
+def _most(value: Any, depth: int, budget: Budget) -> Tensors:
+    """Return the tensors in a dict or below it: a script may keep its best accuracy beside the weights."""
+    return max(_tensors(value, budget), _below(value, depth, budget), key=len)
 
 
 def _tensors(value: Any, budget: Budget) -> Tensors:
@@ -68,7 +73,7 @@ def _below(value: Any, depth: int, budget: Budget) -> Tensors:
     if not isinstance(entries, dict) or not depth:
         return {}
     named = {n: v for n, v in entries.items() if isinstance(n, str) and not OPTIMIZERS.fullmatch(n)}
-    inner = {name: _tensors(each, budget) or _below(each, depth - 1, budget) for name, each in named.items()}
+    inner = {name: _most(each, depth - 1, budget) for name, each in named.items()}
     known = next((inner[name] for name in ENTRIES if inner.get(name)), None)
     return known or max(inner.values(), key=len, default={})
 

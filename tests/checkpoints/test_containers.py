@@ -94,6 +94,7 @@ def test_what_training_scripts_put_around_the_weights_is_taken_off(
         "epoch": 3,
         entry: {wrapper + name: tensor for name, tensor in state.items()},
         "optimizer": {"lr": 0.1},
+        "best_acc1": torch.tensor(87.5),  # as PyTorch's own ImageNet example does
     }
     torch.save(tree, tmp_path / "stage-2.pth")
     assert_holds(tmp_path / "stage-2.pth", "zip", dict(state))
