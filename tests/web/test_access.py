@@ -66,6 +66,16 @@ def test_the_page_works_without_a_key_through_its_session(guarded: ServerProcess
         assert_problem(refused, 401, "unauthorised")
 
 
+def test_behind_a_proxy_with_tls_the_session_is_for_https_alone(
+    start_server: Callable[..., ServerProcess],
+) -> None:
+    server = start_server(**bears_environment(APP_API_KEYS=KEY, APP_TRUSTED_PROXIES="127.0.0.1"))
+    server.wait_for("ready after")
+    for scheme, secure in (("https", True), ("http", False)):
+        page = requests.get(server.url, headers={"X-Forwarded-Proto": scheme}, timeout=SECONDS)
+        assert ("secure" in page.headers["set-cookie"].lower()) == secure
+
+
 def test_without_keys_there_is_no_session(bears: ServerProcess) -> None:
     assert "set-cookie" not in requests.get(bears.url, timeout=SECONDS).headers
 
@@ -142,7 +152,9 @@ def test_a_pace_fills_up_with_time_and_forgets_the_oldest() -> None:
     assert [limiter.retry_after("a", 0.0) for _ in range(61)] == [0.0] * 60 + [1.0]
     assert limiter.retry_after("a", 0.5) == pytest.approx(0.5)
     assert limiter.retry_after("a", 1.5) == 0.0
+    while not limiter.retry_after("a", 1.5):
+        pass  # until it has to wait
     for number in range(CLIENTS):
-        limiter.retry_after(str(number), 2.0)
-    assert limiter.retry_after("a", 2.0) == 0.0
+        limiter.retry_after(str(number), 1.5)
+    assert limiter.retry_after("a", 1.5) == 0.0
     assert RateLimiter(0).retry_after("a", 0.0) == 0.0
