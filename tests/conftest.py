@@ -183,6 +183,15 @@ def bears(start_server: Callable[..., ServerProcess]) -> ServerProcess:
     return server
 
 
+def cpu_seconds(server: ServerProcess) -> float:
+    """CPU time that a server has used (Linux only)."""
+    stat = Path(f"/proc/{server.process.pid}/stat")
+    if not stat.exists():
+        pytest.skip("the CPU time of another process cannot be measured here")
+    user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def peak_memory(server: ServerProcess) -> Iterator[Callable[[], int]]:
     """By how many kB the memory of a server has grown at its peak within the context (Linux only)."""

@@ -32,7 +32,7 @@ FAULTS = {
         "U06": ("a raw body", "`image/*` 200, else 415 `unsupported-media-type`"),
         "U07": ("a boundary that is missing, too long or another", "400 `malformed-multipart`"),
         "U08": ("malformed part headers, no closing boundary", "400 `malformed-multipart`"),
-        "U09": ("100,000 parts", "400 `too-many-parts`, closed, in half a second"),
+        "U09": ("100,000 parts", "400 `too-many-parts`, closed, in half a second of CPU time"),
         "U10": ("a text field of 5 MB", "400 `field-too-large`"),
         "U11": ("a declared length over the limit", "413 before the body is read"),
         "U12": ("an endless chunked body", "413 at the limit; memory stays"),

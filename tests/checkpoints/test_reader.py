@@ -263,7 +263,7 @@ EXHAUSTING = {  # pickle -> what is said of it
         b"\x80\x02\x8b\x40\x42\x0f\x00" + b"\x7f" * 1_000_000 + b".",
         "an integer of 7999999 bits",
     ),
-    "many opcodes": (b"\x80\x02" + b"}" * 2_000_000 + b".", "over 1,000,000 opcodes"),
+    "many opcodes": (b"\x80\x02" + b"}" * 2_000_000 + b".", "far more memory or work"),
     "ordered": (b"\x80\x02ccollections\nOrderedDict\n(]Q.", "a tuple was expected"),
     "marks": (b"\x80\x02(((((", "exhausted"),
     "nothing": (b"\x80\x02.", "pop from empty list"),

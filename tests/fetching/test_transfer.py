@@ -17,7 +17,7 @@ from tests.http_server import Answer, Handler, send, send_range, serving
 
 CONTENT = bytes(range(256)) * 1024
 HALF = len(CONTENT) // 2
-QUICK = Limits(delay=0.001, longest_wait=0.3, stall=5, total=20)
+QUICK = Limits(delay=0.001, longest_wait=0.3, stall=SECONDS, total=SECONDS)
 TAG = {"ETag": '"one"'}
 HALF_READ = threading.Event()
 

@@ -20,7 +20,7 @@ from app.photos.decode import decode
 from app.photos.transforms import IMAGENET_STD, Preprocess
 from app.serving.resolve import Recipe, resolve
 from app.settings import Settings, load_settings
-from tests.conftest import BEARS, DATA, IMAGES, V1_CHECKPOINT, ServerProcess, run_app
+from tests.conftest import BEARS, DATA, IMAGES, SECONDS, V1_CHECKPOINT, ServerProcess, run_app
 from tests.serving.test_predictor import ask, opened
 
 V1_EXPORT = DATA / "v1" / "export.pkl"
@@ -212,7 +212,7 @@ def test_the_page_names_the_classes_that_an_export_knows(
     file.write_text(f"model_url = {json.dumps(str(V1_EXPORT))}\n")
     server = start_server("--settings", str(file))
     server.wait_for("ready after")
-    assert "Can tell apart: black, grizzly, teddys." in requests.get(server.url, timeout=20).text
+    assert "Can tell apart: black, grizzly, teddys." in requests.get(server.url, timeout=SECONDS).text
 
 
 def test_an_onnx_file_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ def test_a_raw_image_body_is_an_upload(bears: ServerProcess) -> None:
         ({"files": {"file": ("photo.jpg", b"%PDF-1.4")}}, 415, "format-not-allowed"),
         ({"files": {"file": ("photo.jpg", PHOTO[:30000])}}, 422, "truncated-image"),
         ({"files": {"file": ("photo.jpg", b"x" * 10_500_000)}}, 413, "payload-too-large"),
+        ({"files": {"file": ("photo.jpg", b"x" * 10_000_001)}}, 413, "payload-too-large"),
+        ({"files": {"file": ("photo.jpg", b"x" * 10_000_000)}}, 415, "unrecognised-image"),
         (
             {
                 "data": iter([*[b"x" * 1_000_000] * 10, b"x" * 100_000]),

@@ -37,7 +37,7 @@ from tests.browser import (
     why,
     working,
 )
-from tests.conftest import DATA, V1_CHECKPOINT, ServerProcess, bears_environment
+from tests.conftest import DATA, SECONDS, V1_CHECKPOINT, ServerProcess, bears_environment
 from tests.http_server import Handler, send, serving
 
 pytestmark = pytest.mark.slow
@@ -465,7 +465,7 @@ def test_a_photo_chosen_while_the_server_starts_is_answered_once_it_is_ready(
         handler.end_headers()
         handler.wfile.write(checkpoint[:half])
         handler.wfile.flush()
-        rest.wait(20)
+        rest.wait(SECONDS)
         handler.wfile.write(checkpoint[half:])
 
     with serving(slowly) as (url, _):
@@ -930,7 +930,7 @@ def test_the_examples_of_the_api_page_work_for_this_very_server(
         assert f"{server.url}/analyze" in code and ("X-API-Key" in code) == bool(key)
     page.context.clear_cookies()  # the page's session would do without a key
     curl, python = (
-        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20).stdout
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
         for command in (["sh", "-c", examples["curl"]], ["python", "-c", examples["python"]])
     )
     assert json.loads(curl)["result"] == "hat"

@@ -66,7 +66,7 @@ def test_a_second_signal_ends_at_once(
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("Waiting for")
         server.process.send_signal(second)
-        assert server.process.wait(2) == 128 + second
+        assert server.process.wait(SECONDS) == 128 + second
 
 
 @pytest.mark.fault("P07")
