@@ -27,11 +27,12 @@ from app.errors import CODES
 from app.serving.card import ModelCard
 from app.serving.predictor import Prediction
 from app.settings import DEFAULTS, ENGINES, HINTS, SETTINGS_FILE
+from app.web.analysis import Failure
 from tests import faults, support
 
 ROOT: Final = Path(__file__).parent.parent
 OPENAPI: Final = ROOT / "app" / "web" / "view" / "openapi.json"
-ANSWERS: Final = (Prediction, Explanation, ModelCard)
+ANSWERS: Final = (Prediction, Explanation, ModelCard, Failure)
 
 # The first setting of each group, and the heading of the group.
 GROUPS: Final = {

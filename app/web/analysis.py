@@ -5,15 +5,25 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
+from msgspec import Struct
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.errors import RequestError
+from app.errors import Code, RequestError
+from app.serving.predictor import Prediction
 from app.web.access import admit
 from app.web.problems import as_json, as_prediction
 from app.web.upload import read_photo, read_photos
 
 Answer = TypeVar("Answer")
+
+
+class Failure(Struct, frozen=True):
+    """How one of several photos failed; the members are those of a Problem."""
+
+    status: int
+    code: Code
+    detail: str
 
 
 async def analyze(request: Request) -> Response:
@@ -29,21 +39,22 @@ async def analyze(request: Request) -> Response:
     photos = await read_photos(request)
 
     async def answers() -> list[Any]:
-        return [await attempt(request, photo, first=photo is photos[0]) for photo in photos]
+        return [await attempt(request, photo, first=not number) for number, photo in enumerate(photos)]
 
     return as_json(await unless_disconnected(request, answers()))
 
 
-async def attempt(request: Request, photo: bytes, *, first: bool) -> Any:
+async def attempt(request: Request, photo: bytes, *, first: bool) -> Prediction | Failure:
     """Return the Prediction of one of many photos, or how it failed. Each counts for the rate limit."""
     predictor = request.state.service.predictor
     try:
         if not first:
             admit(request)
         with predictor.slot() as deadline:
-            return await predictor.predict(photo, deadline)
+            prediction: Prediction = await predictor.predict(photo, deadline)
+            return prediction
     except RequestError as error:
-        return {"status": error.status, "code": error.code, "detail": str(error)}
+        return Failure(error.status, error.code, str(error))
 
 
 async def explain(request: Request) -> Response:

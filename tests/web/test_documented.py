@@ -1,5 +1,6 @@
 """Every request of README, /api and /openapi.json, made over a real connection as it is documented."""
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from tests.http_server import send, serving
 
 PHOTO = image_bytes("a05_640x480.jpg")
 FORM, BODY = {"files": {"file": PHOTO}}, {"data": PHOTO, "headers": {"Content-Type": "image/jpeg"}}
+JSON = {"json": {"image": base64.b64encode(PHOTO).decode()}}
 REQUESTS = {  # how each is made; those that take a photo in every documented way
     "GET /": [{}],
     "GET /api": [{}],
@@ -23,8 +25,8 @@ REQUESTS = {  # how each is made; those that take a photo in every documented wa
     "GET /metrics": [{}],
     "GET /openapi.json": [{}],
     "GET /analyze": [{"params": {"url": "IMAGE"}}],
-    "POST /analyze": [FORM, BODY, {"files": {"url": (None, "IMAGE")}}, {"data": {"url": "IMAGE"}}],
-    "POST /explain": [FORM, BODY, {**FORM, "params": {"label": BEARS[0]}}],
+    "POST /analyze": [FORM, BODY, JSON, {"files": {"url": (None, "IMAGE")}}, {"data": {"url": "IMAGE"}}],
+    "POST /explain": [FORM, BODY, JSON, {**FORM, "params": {"label": BEARS[0]}}],
 }
 
 
