@@ -9,9 +9,10 @@ import ipaddress
 import re
 import socket
 from typing import Any, Final, NamedTuple
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 import aiohttp
+import idna
 
 from app.errors import BadImage, FetchFailed, FetchTimeout, UnsupportedMedia, UrlRefused
 
@@ -62,8 +63,10 @@ BLOCKED: Final[Networks] = tuple(
 )
 ISATAP: Final = (0x00005EFE, 0x02005EFE)  # RFC 5214: an IPv4 address in the last 32 of any 64 bits after this
 
-# A host in ASCII: punycode is, the digits and dots of other scripts are not. Nothing before it, no user.
+# A host in ASCII, as punycode is. Nothing before it, no user.
 LINK: Final = re.compile(r"(?i)https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?([/?][!-~]*)?")
+FOREIGN_HOST: Final = re.compile(r"[^/?#:@\\\[\]\s]+")
+NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 INSIDE: Final = (
     "",
     "localhost",
@@ -82,7 +85,8 @@ class Guard(NamedTuple):
     ports: tuple[int, ...] = (80, 443)
 
     def check_link(self, url: str) -> str:
-        """Return the link if every parser finds the same host in it. Raises UrlRefused."""
+        """Return the link in ASCII if every parser finds the same host in it. Raises UrlRefused."""
+        url = ascii_link(url)
         parts = LINK.fullmatch(url)
         if len(url) > MAX_URL or not parts or "\\" in url or "#" in url:
             raise refused()
@@ -105,6 +109,24 @@ class Guard(NamedTuple):
 
 
 PUBLIC: Final = Guard()
+
+
+def ascii_link(url: str) -> str:
+    """Return a link with its international host in punycode, and its path percent-encoded, as browsers do.
+
+    Raises UrlRefused for a host that other scripts disguise: ①②⑦.0.0.1 is 127.0.0.1 to a resolver.
+    """
+    scheme, separator, rest = url.partition("://")
+    host = FOREIGN_HOST.match(rest)
+    if host and not host[0].isascii():
+        try:
+            encoded = idna.encode(host[0], uts46=True).decode()
+        except idna.IDNAError:
+            raise refused() from None
+        if "xn--" not in encoded:
+            raise refused()
+        rest = encoded + rest[host.end() :]
+    return scheme + separator + NOT_ASCII.sub(lambda found: quote(found[0]), rest)
 
 
 def is_blocked(address: str, blocked: Networks = BLOCKED) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import signal
 import socket
@@ -75,7 +76,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(_one_line)
+        asyncio.get_running_loop().set_exception_handler(_LoopErrors())
         await super().startup(sockets)
         for server in self.servers:
             for each in server.sockets:  # the kernel may queue more: asyncio knows one number for both
@@ -83,10 +84,18 @@ class _Server(uvicorn.Server):
                     same.listen(QUEUE)
 
 
-def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log a connection that could not be accepted without its traceback: asyncio tries again."""
-    error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in SCARCE:
-        logger.warning("connections have to wait: %s", error.strerror)
-    else:
-        loop.default_exception_handler(context)
+class _LoopErrors:
+    """The exception handler of the event loop: scarce descriptors are one line in a minute."""
+
+    def __init__(self) -> None:
+        self._silent_until = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in SCARCE):
+            loop.default_exception_handler(context)
+        elif (
+            loop.time() >= self._silent_until
+        ):  # asyncio tries again each second, for each waiting connection
+            self._silent_until = loop.time() + 60
+            logger.warning("connections have to wait: %s", error.strerror)

@@ -11,10 +11,11 @@ from urllib.parse import quote
 
 import pytest
 import requests
+import yarl
 
 from app.errors import AppError, BadImage, FetchFailed, FetchTimeout, UnsupportedMedia, UrlRefused
 from app.fetching import image
-from app.fetching.image import AGENT, BLOCKED, Guard, fetch_image, is_blocked
+from app.fetching.image import AGENT, BLOCKED, Guard, ascii_link, fetch_image, is_blocked
 from tests.conftest import SECONDS, ServerProcess, bears_environment, image_bytes
 from tests.http_client import assert_problem
 from tests.http_server import Handler, send, serving
@@ -132,6 +133,26 @@ def test_a_port_of_another_service_is_blocked_where_the_connection_is_made(port:
     Guard().open_socket((*entry, ("1.1.1.1", 443))).close()
     with pytest.raises(UrlRefused):
         Guard().open_socket((*entry, ("1.1.1.1", port)))
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "https://bücher.example/bär.jpg?größe=1&x=%C3%BC",
+        "https://straße.de/a b.jpg",
+        "http://пример.рф/фото.jpg",
+        "http://日本語.jp:80/写真.png",
+        "http://BÜCHER.example",
+        "https://xn--bcher-kva.example/x.jpg",
+        "http://1.1.1.1/x.jpg",
+    ],
+)
+def test_an_international_link_is_read_as_aiohttp_reads_it(link: str) -> None:
+    ours, theirs = yarl.URL(ascii_link(link)), yarl.URL(link)
+    assert ascii_link(link).isascii()
+    assert (ours.raw_host, ours.raw_path_qs) == (theirs.raw_host, theirs.raw_path_qs)
+    if " " not in link:
+        assert Guard().check_link(link) == ascii_link(link)
 
 
 @pytest.mark.parametrize("host", ["1.1.1.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700:4700::1111"])

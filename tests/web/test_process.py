@@ -93,6 +93,7 @@ def test_with_64_descriptors_the_surplus_is_refused_and_all_is_well_again(
         assert statuses <= {200, 503}
     assert server.post(SMALL).status_code == 200
     assert "Traceback" not in "".join(server.lines)
+    assert sum("have to wait" in line for line in server.lines) <= 1
 
 
 @pytest.mark.fault("P04")
