@@ -2,7 +2,6 @@
 
 import difflib
 import ipaddress
-import json
 import math
 import os
 import tomllib
@@ -19,7 +18,9 @@ from app.errors import SettingsError
 from app.fetching.links import is_url
 from app.logs import LogFormat
 from app.photos.decode import Exif
-from app.photos.transforms import IMAGENET_MEAN, IMAGENET_STD, PadMode, PipelineName, ResizeMethod
+from app.photos.resample import PadMode
+from app.photos.steps import ResizeMethod
+from app.photos.transforms import IMAGENET_MEAN, IMAGENET_STD, PipelineName
 
 SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
 MODELS: Final = Path(__file__).parent / "models"  # the demo, and the cache of downloads
@@ -29,8 +30,9 @@ ENGINES: Final = {"auto": "onnx_runtime", "fastai": "learner"}
 PREFIX: Final = "APP_"
 ORIGIN: Final = r"^(\*|https?://[^/\s]+)$"
 RENAMED: Final = {"exact": "write jpeg_downscale = true for exact = false"}
-Channels = tuple[float, float, float]
+Channels = Annotated[tuple[float, ...], Meta(min_length=1, max_length=3)]
 PrecisionName = Literal["float32", "auto", "int8"]
+Words = Annotated[str, Meta(max_length=2000)]  # of a notebook
 Side = Annotated[int, Meta(ge=16, le=1024)]
 Sides = tuple[Side, Side]
 
@@ -109,6 +111,25 @@ class Settings(Struct, frozen=True, kw_only=True):
     std: Annotated[
         Channels, Meta(description="Standard deviation of Normalize. Without Normalize: [1, 1, 1].")
     ] = IMAGENET_STD
+    item_tfms: Annotated[
+        Words, Meta(description="fastai v2's `item_tfms` as your notebook has it; in place of `pipeline`.")
+    ] = ""
+    batch_tfms: Annotated[Words, Meta(description="fastai v2's `batch_tfms` as your notebook has it.")] = ""
+    ds_tfms: Annotated[
+        Words,
+        Meta(description="fastai v1's `ds_tfms` and what stands behind it, such as size; as `item_tfms`."),
+    ] = ""
+    transforms: Annotated[
+        Words, Meta(description="torchvision's `Compose` for validation; in place of `pipeline`.")
+    ] = ""
+    gray: Annotated[bool, Meta(description="For PILImageBW: the network is shown gray photos.")] = False
+    pillow: Annotated[
+        str,
+        Meta(
+            pattern=r"^(\d+(\.\d+)*)?$",
+            description="Pillow's version in your notebook: from 13 on it rounds some photos differently.",
+        ),
+    ] = ""
     multi_label: Annotated[
         bool, Meta(description="For MultiCategoryBlock: a photo can have several classes, or none.")
     ] = False
@@ -243,7 +264,7 @@ def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = o
         settings = msgspec.convert(_square(values | overrides) | explicit, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(_sentence(error, values | texts, file, texts.keys())) from error
-    _check(settings)
+    check(settings)
     return settings
 
 
@@ -293,7 +314,7 @@ def _sentence(
     return f"{source} is {values[name]!r}. {expected}."
 
 
-def _check(settings: Settings) -> None:
+def check(settings: Settings) -> None:
     """Check the rules that types cannot express. Raises SettingsError."""
     if settings.engine not in ENGINES:
         raise SettingsError(f"engine is {settings.engine!r}; one of {', '.join(ENGINES)} was expected.")
@@ -316,34 +337,13 @@ def _check(settings: Settings) -> None:
             f"unfamiliar_below is {settings.unfamiliar_below}, but familiarity needs the photos of a proof: "
             "set proof_url, or remove unfamiliar_below."
         )
-    if not all(map(math.isfinite, settings.mean + settings.std)) or min(settings.std) <= 0:
+    finite = all(map(math.isfinite, settings.mean + settings.std))
+    if (
+        not finite
+        or min(settings.std) <= 0
+        or (len(settings.mean), len(settings.std)) not in ((1, 1), (3, 3))
+    ):
         raise SettingsError(
-            f"mean is {list(settings.mean)} and std {list(settings.std)}; finite numbers were expected, and "
-            "positive ones in std."
+            f"mean is {list(settings.mean)} and std {list(settings.std)}; three finite numbers were "
+            "expected, or one for gray photos, and positive ones in std."
         )
-
-
-def with_overrides(settings: Settings, known: Mapping[str, Any]) -> Settings:
-    """Return the settings with a checkpoint's own values. Raises SettingsError if one cannot be served."""
-    values = {name: getattr(settings, name) for name in (*HINTS, "explicit")}
-    try:
-        merged = {name: value for name, value in (values | dict(known)).items() if name != "classes" or value}
-        result = msgspec.convert(merged, Settings)
-    except msgspec.ValidationError as error:
-        expected, _, path = str(error).partition(" - at `$.")
-        name = path.rstrip("`").partition("[")[0]
-        raise SettingsError(
-            f"The checkpoint says {name} is {known.get(name)!r}. {expected}. Set {name} in the settings."
-        ) from error
-    _check(result)
-    return result
-
-
-def as_toml(settings: Settings) -> str:
-    """Return the text of a settings.toml with the same values, without the defaults."""
-    lines = []
-    for name in filter(settings.is_set, HINTS):
-        # TOML writes texts, numbers and lists as JSON does, except one character
-        text = json.dumps(getattr(settings, name), ensure_ascii=False).replace("\x7f", "\\u007f")
-        lines.append(f"{name} = {text}\n")
-    return "".join(lines)

@@ -1,46 +1,70 @@
 # fastai-now: paste this into a notebook cell below your trained `learn` (fastai v2) and run it. It writes
-# stage-2.pth (the weights), settings.toml (how your notebook makes pixels) and proof.json (what it says to a
-# dozen of your photos: the server checks itself against that before it answers anybody).
-import base64, io, json, torch
+# stage-2.pth (the weights), settings.toml (how your notebook makes pixels), samples/ (a photo of each class) and
+# proof.json (what it says to a dozen of your photos: the server refuses to start unless it says the same).
+import base64, io, json, re, PIL, torch
 from fastai.vision.all import *
 
 def deploy(learn, photos=12, side=512):
-    valid, stats = learn.dls.valid, [[0.0] * 3, [1.0] * 3]  # where nothing normalizes
-    pair = lambda size: [size, size] if isinstance(size, int) else list(size)  # height, width
-    out = {"model_url": "stage-2.pth", "proof_url": "proof.json", "classes": [str(c) for c in learn.dls.vocab]}
-    if arch := getattr(learn, "arch", None): out["architecture"] = getattr(arch, "__name__", arch)
-    for t in [*valid.after_item.fs, *valid.after_batch.fs]:
-        if isinstance(t, RandomResizedCrop) and t.mode == Resize.mode:
-            out |= {"pipeline": "random_resized_crop", "image_size": pair(t.size)[::-1], "val_xtra": t.val_xtra}
-        elif isinstance(t, Resize) and t.mode == Resize.mode:
-            out |= {"pipeline": "resize", "image_size": pair(t.size)[::-1]}
-            out |= {"resize_method": t.method, "pad_mode": t.pad_mode}
-        elif isinstance(t, AffineCoordTfm) and not t.size:
-            pass  # at validation it moves nothing
-        elif isinstance(t, AffineCoordTfm) and out.get("pipeline") == "resize" and t.mode == "bilinear":
-            out |= {"pipeline": "presize", "presize": out["image_size"], "image_size": pair(t.size)}
-        elif isinstance(t, Normalize):
-            stats = [x.flatten().tolist() for x in (t.mean, t.std)]
-        elif t.split_idx != 0 and not isinstance(t, (ToTensor, IntToFloatTensor)):
-            raise NotImplementedError(f"fastai-now does not know how to repeat {t}: deploy without it")
+    valid, vocab, loss = learn.dls.valid, [str(c) for c in learn.dls.vocab], learn.loss_func
+    settings = {"model_url": "stage-2.pth", "proof_url": "proof.json", "classes": vocab, "samples": "samples"}
+    settings |= {"exif": "ignore", "pillow": PIL.__version__}  # fastai ignores EXIF; Pillow's rounding changed
+    attributes = {  # what matters of each transform at validation; sizes of the first four are (width, height)
+        "Resize": "size method pad_mode resamples", "RandomResizedCrop": "size val_xtra resamples",
+        "CropPad": "size pad_mode", "RandomCrop": "size", "RatioResize": "max_sz resamples",
+        "RandomResizedCropGPU": "size ratio mode valid_scale"}
+
+    def plain(value):
+        return tuple(map(plain, value)) if isinstance(value, (tuple, list, L)) else getattr(value, "value", value)
+
+    def written(t):
+        name, affine = type(t).__name__, isinstance(t, AffineCoordTfm)
+        if (t.split_idx == 0 and not affine) or isinstance(t, (ToTensor, IntToFloatTensor)) or t.name == "noop":
+            return ""  # it does nothing at validation, or what is always done
+        if isinstance(t, Normalize):
+            return f"Normalize.from_stats({t.mean.flatten().tolist()}, {t.std.flatten().tolist()})"
+        if not type(t).__module__.startswith("fastai") or not (affine or name in attributes):
+            raise NotImplementedError(f"fastai-now does not know how to repeat {t.name}: deploy without it")
+        if affine and t.size is None: return ""  # at validation it moves nothing
+        found = {k: plain(getattr(t, k)) for k in attributes.get(name, "size mode pad_mode align_corners").split()}
+        if name in list(attributes)[:4]: found["size"] = found["size"][::-1]
+        return f"{name}({', '.join(f'{key}={value!r}' for key, value in found.items())})"
+
+    for name, pipeline in (("item_tfms", valid.after_item), ("batch_tfms", valid.after_batch)):
+        settings[name] = f"[{', '.join(filter(None, map(written, pipeline.fs)))}]"
+    if "Normalize" not in settings["batch_tfms"]: settings |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    *before, opener = valid.dataset.tls[0].tfms.fs
+    if not opener.name.endswith("create"):
+        raise NotImplementedError(f"fastai-now does not know how to repeat {opener.name}: open photos by PILImage.create")
+    settings["gray"] = isinstance(valid.dataset.tls[0][0], PILImageBW)
+    if arch := getattr(learn, "arch", None): settings["architecture"] = getattr(arch, "__name__", arch)
     if hasattr(learn.model[0], "needs_pool"):  # timm's, of which some have names and shapes alike
-        out["architecture"] = learn.model[0].model.default_cfg["architecture"]
-    out |= {"mean": stats[0], "std": stats[1], "exif": "ignore"}  # fastai ignores EXIF
-    if isinstance(learn.loss_func, BCEWithLogitsLossFlat):
-        out |= {"multi_label": True, "threshold": learn.loss_func.thresh}
-    proof = {"classes": out["classes"], "photos": []}
-    count = len(valid.dataset)
-    for i in range(0, count, max(1, count // photos))[:photos]:  # from all over: folders come class by class
-        image, file = valid.dataset.tls[0][i], io.BytesIO()  # as the notebook reads it, before any transform
+        settings["architecture"] = learn.model[0].model.default_cfg["architecture"]
+    names = {type(loss).__name__, getattr(loss, "__name__", ""), type(getattr(loss, "func", None)).__name__}
+    several = any("BCEWithLogits" in name or "binary_cross_entropy_with_logits" in name for name in names)
+    if several: settings |= {"multi_label": True, "threshold": getattr(loss, "thresh", 0.5)}
+
+    def probabilities(data):  # of losses that are not fastai's, predict gives the scores before the activation
+        with learn.no_bar(), learn.no_logging(): said = learn.predict(data)[2]
+        if several: return said if 0 <= said.min() and said.max() <= 1 else said.sigmoid()
+        return said if said.min() >= 0 and abs(said.sum() - 1) < 1e-3 else said.softmax(0)
+
+    proof, items = {"classes": vocab, "photos": []}, valid.dataset.tls[0].items
+    Path("samples").mkdir(exist_ok=True)
+    for i in range(0, len(items), max(1, len(items) // photos))[:photos]:  # from all over: folders come by class
+        item, file = items[i], io.BytesIO()
+        for t in before: item = t(item)
+        image = PILImage.create(item)  # in color, also for a network that will see gray, as photos come
         image.thumbnail((side, side))
         image.save(file, "PNG")
-        with learn.no_bar(), learn.no_logging():
-            said = learn.predict(PILImage.create(io.BytesIO(file.getvalue())))[2].tolist()
-        photo = base64.b64encode(file.getvalue()).decode()
-        proof["photos"].append({"name": f"validation-{i}.png", "photo": photo, "probabilities": said})
+        scores = probabilities(file.getvalue())
+        photo = {"name": f"validation-{i}.png", "photo": base64.b64encode(file.getvalue()).decode()}
+        proof["photos"].append({**photo, "probabilities": scores.tolist()})
+        sample = Path("samples") / (re.sub(r"[^\w-]+", "_", vocab[int(scores.argmax())]) + ".jpg")
+        if not sample.exists() and len(list(sample.parent.iterdir())) < 6: image.convert("RGB").save(sample)
     torch.save(learn.model.state_dict(), "stage-2.pth")
     Path("proof.json").write_text(json.dumps(proof))
-    Path("settings.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in out.items()))
+    lines = (f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+    Path("settings.toml").write_text("".join(lines))
     print("Upload stage-2.pth and proof.json, and put their links into these two lines of settings.toml:")
     print('model_url = "https://..."\nproof_url = "https://..."')
 

@@ -21,20 +21,24 @@ from typing import Any
 
 import hypothesis
 import numpy as np
+import PIL
 import pytest
 import requests
 
 from app.errors import QueueTimeout
 from app.metrics import Metrics
+from app.photos.transforms import IMAGENET_MEAN, IMAGENET_STD, PipelineName, Preprocess, named_pipeline
 from app.progress import Report
 from app.serving.opening import open_model
 from app.serving.predictor import Predictor
 from app.settings import Settings
+from app.types import Size
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 IMAGES = sorted((DATA / "images").iterdir())
 BEARS = ("black", "grizzly", "teddys")
+NEWEST_PILLOW = int(PIL.__version__.partition(".")[0]) >= 13  # it rounds otherwise
 V1_CHECKPOINT = DATA / "v1" / "stage-2.pth"
 ENGINES = ("auto", pytest.param("fastai", marks=pytest.mark.torch))
 SECONDS = 180  # the deadline of every wait for an event; a busy machine needs a part of it
@@ -85,6 +89,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def image_bytes(name: str) -> bytes:
     """One of the 61 pictures, by its name."""
     return (DATA / "images" / name).read_bytes()
+
+
+def named(
+    name: PipelineName = "resize",
+    size: Size = (224, 224),
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    **options: Any,
+) -> Preprocess:
+    """A pipeline that has a name, rounding as the installed Pillow does, which the oracles use."""
+    return Preprocess(named_pipeline(name, size, **options), mean, std, newest_pillow=NEWEST_PILLOW)
 
 
 def bears_environment(**more: str) -> dict[str, str]:

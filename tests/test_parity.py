@@ -16,7 +16,7 @@ from app.graphs.graph import find_graph
 from app.photos.decode import decode
 from app.photos.transforms import Preprocess
 from app.serving.recognize import recognize
-from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT
+from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT, named
 
 # one picture of each kind; the rest goes through every architecture and pipeline in `make test-all`
 TELLING = [
@@ -29,21 +29,21 @@ REST = [photo for photo in IMAGES if photo not in TELLING]
 BAR = 1e-3  # the largest difference of any probability of any picture
 HALF = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 PIPELINES: dict[str, tuple[str, dict[str, Any], Preprocess]] = {
-    "crop": ("Resize", {}, Preprocess()),
-    "squish": ("Resize", {"method": "squish"}, Preprocess(method="squish")),
-    "pad": ("Resize", {"method": "pad"}, Preprocess(method="pad")),
-    "zeros": ("Resize", {"method": "pad", "pad_mode": "zeros"}, Preprocess(method="pad", pad_mode="zeros")),
-    "oblong": ("Resize", {"size": (192, 256)}, Preprocess(size=(192, 256))),
-    "random_resized_crop": ("RandomResizedCrop", {}, Preprocess("random_resized_crop")),
-    "wide margin": ("RandomResizedCrop", {"val_xtra": 0.3}, Preprocess("random_resized_crop", val_xtra=0.3)),
-    "presize": ("Resize", {"size": 460, "batch_size": 224}, Preprocess("presize")),
+    "crop": ("Resize", {}, named()),
+    "squish": ("Resize", {"method": "squish"}, named(method="squish")),
+    "pad": ("Resize", {"method": "pad"}, named(method="pad")),
+    "zeros": ("Resize", {"method": "pad", "pad_mode": "zeros"}, named(method="pad", pad_mode="zeros")),
+    "oblong": ("Resize", {"size": (192, 256)}, named(size=(192, 256))),
+    "random_resized_crop": ("RandomResizedCrop", {}, named("random_resized_crop")),
+    "wide margin": ("RandomResizedCrop", {"val_xtra": 0.3}, named("random_resized_crop", val_xtra=0.3)),
+    "presize": ("Resize", {"size": 460, "batch_size": 224}, named("presize")),
     "presize squished": (
         "Resize",
         {"size": 320, "method": "squish", "batch_size": (192, 256)},
-        Preprocess("presize", (192, 256), "squish", presize=(320, 320)),
+        named("presize", (192, 256), method="squish", presize=(320, 320)),
     ),
-    "own statistics": ("Resize", {"stats": HALF}, Preprocess(mean=HALF[0], std=HALF[1])),
-    "not normalized": ("Resize", {"stats": None}, Preprocess(mean=(0, 0, 0), std=(1, 1, 1))),
+    "own statistics": ("Resize", {"stats": HALF}, named(mean=HALF[0], std=HALF[1])),
+    "not normalized": ("Resize", {"stats": None}, named(mean=(0, 0, 0), std=(1, 1, 1))),
 }
 
 
@@ -110,7 +110,7 @@ def test_each_deployed_architecture_answers_as_fastai_v2_predicts(
 ) -> None:
     learn = learner_of("crop", architecture, make_learner, vision)
     path = learn.save("stage-2", with_opt=False)
-    assert_agree(served(path, Preprocess(), architecture), predict(learn), photos)
+    assert_agree(served(path, named(), architecture), predict(learn), photos)
 
 
 @functools.cache
@@ -132,7 +132,7 @@ def test_each_pipeline_answers_as_fastai_v2_predicts(
 
 
 def test_v1_files_answer_as_fastai_v1_predicted(v1_predictions: dict[str, np.ndarray]) -> None:
-    ours = served(V1_CHECKPOINT, Preprocess("fastai1"))
+    ours = served(V1_CHECKPOINT, named("fastai1"))
     for photo in IMAGES:
         mine, theirs = ours(photo), v1_predictions[photo.name]
         assert mine.argmax() == theirs.argmax(), photo.name
@@ -142,7 +142,7 @@ def test_v1_files_answer_as_fastai_v1_predicted(v1_predictions: dict[str, np.nda
 @pytest.mark.torch
 def test_the_fastai_engine_answers_as_fastai_v1_predicted(v1_predictions: dict[str, np.ndarray]) -> None:
     engine = LearnerEngine(recognize(read_checkpoint(V1_CHECKPOINT)), BEARS)
-    prepare, run = engine.bind(Preprocess("fastai1"))
+    prepare, run = engine.bind(named("fastai1"))
     for photo in IMAGES:
         (mine,) = run([prepare(decode(photo.read_bytes(), "ignore"))])
         assert np.abs(mine.probabilities - v1_predictions[photo.name]).max() <= 3e-5, photo.name
@@ -169,7 +169,7 @@ def test_a_batch_answers_as_its_photos_alone(make_learner: Callable[..., Any], v
     arrays = read_checkpoint(path).arrays
     graph = find_graph(arrays)
     engine = GraphEngine(fitted(graph, arrays))
-    pixels = [Preprocess()(decode(photo.read_bytes())) for photo in IMAGES[:5]]
+    pixels = [named()(decode(photo.read_bytes())) for photo in IMAGES[:5]]
     for together, one in zip(engine.run(pixels), pixels, strict=True):
         (alone,) = engine.run([one])
         np.testing.assert_allclose(together.probabilities, alone.probabilities, atol=1e-5)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
-import numpy as np
 from msgspec import Struct
 
 from app.checkpoints.foreign import SAVE_AGAIN
 from app.checkpoints.module_tree import array, is_module, state_dict, values
 from app.checkpoints.records import Call, Global, Tensor
 from app.checkpoints.task import ELSEWHERE
+from app.checkpoints.transforms import read_databunch, read_transforms
 from app.checkpoints.weights import unwrapped_module
 from app.errors import CheckpointError, NotAClassifier
 from app.types import Array
@@ -29,15 +29,13 @@ MODELS: Final = (
     "classifier",
 )  # names of a network in what is saved with it
 MAX_MAPS: Final = 100  # of class names: a learner has one a target
-BILINEAR: Final = 2  # PIL.Image.Resampling
 # fastai's and torch's losses by the activation of `predict`; the others are not of classifiers.
 SOFTMAX: Final = frozenset(
     "CrossEntropyLossFlat CrossEntropyLoss LabelSmoothingCrossEntropyFlat LabelSmoothingCrossEntropy "
     "CrossEntropyFlat FocalLossFlat FocalLoss cross_entropy".split()
 )
 SIGMOID: Final = frozenset(
-    "BCEWithLogitsLossFlat BCEWithLogitsFlat BCEWithLogitsLoss BCELossFlat BCELoss "
-    "binary_cross_entropy_with_logits".split()
+    "BCEWithLogitsLossFlat BCEWithLogitsFlat BCEWithLogitsLoss binary_cross_entropy_with_logits".split()
 )
 REGRESSION: Final = frozenset(
     "MSELossFlat MSELoss L1LossFlat L1Loss SmoothL1Loss HuberLoss mse_loss l1_loss smooth_l1_loss".split()
@@ -57,23 +55,28 @@ TARGETS: Final = {
     "ImageList": "pictures (ImageList)",
     "TextList": "texts (TextList)",
 }
-# v2 transforms that change no pixel of a photo at validation, or that are understood by themselves.
-NEUTRAL: Final = frozenset("ToTensor IntToFloatTensor Resize RandomResizedCrop Normalize".split())
-NONE: Final = (0.0, 0.0, 0.0)
-ONE: Final = (1.0, 1.0, 1.0)
+PICTURES: Final = ("PILImage", "PILImageBW")
+# fastai's own losses give `predict` an activation; with these, and with unknown ones, it has raw scores.
+RAW: Final = frozenset(
+    "CrossEntropyLoss cross_entropy BCEWithLogitsLoss binary_cross_entropy_with_logits NLLLoss "
+    "nll_loss".split()
+)
+PROBABILITIES: Final = frozenset("BCELossFlat BCELoss binary_cross_entropy".split())  # what they take
 
 
 class Export(Struct, frozen=True):
     """A learner or model that was saved whole.
 
     `writer` names the function that wrote it; `module` is its network. `known` are settings that the file
-    decides, by name. `unserved` has a phrase for each thing that is not reproduced here.
+    decides, by name. `unserved` has a phrase for each thing that is not reproduced here. `raw_scores` names
+    the loss with which the notebook's own `predict` answers raw scores.
     """
 
     writer: str
     module: Call
     known: Mapping[str, Any]
     unserved: tuple[str, ...] = ()
+    raw_scores: str = ""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the network, by name."""
@@ -124,19 +127,34 @@ def _fastai2(learner: Call, module: Call, numbers: Numbers) -> Export:
     batches = _transforms(loaders[-1].get("after_batch"))
     dataset = loaders[-1].get("dataset")
     _check_targets([t.name for t in items + batches], dataset)
-    known: dict[str, Any] = {}
-    unserved = _fastai2_sizes(items, batches, known)
-    unserved += _statistics([t for t in batches if t.name == "Normalize"], known, numbers)
+    known, unserved = read_transforms(items, batches, numbers)
     maps = islice(_all(dataset, "CategoryMap"), MAX_MAPS)
     vocabularies = {_names(found.get("items")) for found in maps if "items" in _state(found)}
     if len(vocabularies) == 1:
         (known["classes"],) = vocabularies
     elif vocabularies:
         raise _other_target(f"{len(vocabularies)} targets with classes of their own")
-    if any(_all(dataset, "PILImageBW")):
-        unserved.append("its pictures are gray (PILImageBW)")
-    _loss(learner.get("loss_func"), known, any(_all(dataset, "MultiCategorize")))
-    return Export("fastai v2 learn.export", module, known, tuple(unserved))
+    gray, strange = _opened(values(_attribute(dataset, "tls")))
+    if gray or (gray is None and any(_all(dataset, "PILImageBW"))):
+        known["gray"] = True
+    raw = _loss(learner.get("loss_func"), known, unserved, any(_all(dataset, "MultiCategorize")))
+    return Export("fastai v2 learn.export", module, known, (*unserved, *strange), raw)
+
+
+def _opened(lists: list[Any]) -> tuple[bool | None, list[str]]:
+    """How a v2 dataset opens its pictures: whether gray, None if it does not tell; and what is not served.
+
+    What stands behind PILImage.create there, or in its place, would change every photo.
+    """
+    first = lists[0] if lists and isinstance(lists[0], Call) else None
+    names = [t.get("_name") for t in _transforms(_attribute(first, "tfms")) if t.get("_name")]
+    strange = []
+    if names and not str(names[-1]).endswith("create"):
+        strange.append(f"its photos are opened by {names[-1]}, which is not PILImage.create")
+    kinds = [kind for kind in values(_attribute(first, "types")) if isinstance(kind, Global)]
+    if kinds and (kinds[-1].name not in PICTURES or not kinds[-1].module.startswith("fastai")):
+        strange.append(f"its photos are {kinds[-1]}, not PILImage")
+    return (kinds[-1].name == "PILImageBW" if kinds else None), strange
 
 
 def _transforms(pipeline: Any) -> list[Call]:
@@ -148,38 +166,6 @@ def _transforms(pipeline: Any) -> list[Call]:
     return [t for t in found if t.get("split_idx") != 0 or "coord_fs" in _state(t)]
 
 
-def _fastai2_sizes(items: list[Call], batches: list[Call], known: dict[str, Any]) -> list[str]:
-    """Find the pipeline that the transforms are, and its sizes."""
-    unserved = [
-        f"it uses {t.name}, which is not reproduced" for t in items + batches
-        if t.name not in NEUTRAL and "coord_fs" not in _state(t) and "space_fs" not in _state(t)
-    ]  # fmt: skip
-    final = [_pair(t.get("size")) for t in batches if "coord_fs" in _state(t) and t.get("size") is not None]
-    match [t for t in items if t.name in ("Resize", "RandomResizedCrop")], final:
-        case [Call() as resize], _ if resize.name == "Resize":
-            known["resize_method"], known["pad_mode"] = str(resize.get("method")), str(resize.get("pad_mode"))
-            known["pipeline"] = "presize" if final else "resize"
-            # fastai keeps the size of its Resize as (width, height)
-            known["presize" if final else "image_size"] = _pair(resize.get("size"))[::-1]
-            if final:
-                known["image_size"] = final[-1]
-            if _resampling(resize) != BILINEAR:
-                unserved.append("its Resize resamples otherwise than bilinearly")
-        case [Call() as crop], []:
-            known["pipeline"], known["image_size"] = "random_resized_crop", _pair(crop.get("size"))[::-1]
-            known["val_xtra"] = float(crop.get("val_xtra", 0.14))
-        case found, _:
-            names = " and ".join([t.name for t in found] + ["aug_transforms(size=...)"] * len(final))
-            unserved.append(f"its photos are sized by {names or 'no Resize at all'}")
-    return unserved
-
-
-def _resampling(resize: Call) -> Any:
-    """Return the Pillow filter of a Resize: its `mode`, from `resamples`, which fastai 2.0 does not keep."""
-    first = resize.get("mode", BILINEAR)
-    return first.arguments[0] if isinstance(first, Call) and first.arguments else first
-
-
 # --- fastai v1 ---------------------------------------------------------------------------------------------
 
 
@@ -189,44 +175,15 @@ def _fastai1(tree: Mapping[str, Any], module: Call, data: Mapping[str, Any], num
         name = str(data.get(side, "")).rpartition(".")[2]
         if name in TARGETS and (side, name) != ("x_cls", "ImageList"):
             raise _other_target(TARGETS[name])
-    known: dict[str, Any] = {"pipeline": "fastai1"}
-    unserved: list[str] = []
+    arguments = data["tfmargs"] if isinstance(data.get("tfmargs"), dict) else {}
+    normalize = data["normalize"] if isinstance(data.get("normalize"), dict) else None
+    known, unserved = read_databunch(arguments, values(data.get("tfms")), normalize, numbers)
     if names := _fastai1_classes(data.get("y_proc")):
         known["classes"] = names
-    arguments = data["tfmargs"] if isinstance(data.get("tfmargs"), dict) else {}
-    size, method = arguments.get("size"), arguments.get("resize_method")
-    if size is None:
-        unserved.append("it does not size its photos (no size= in its transform or databunch)")
-    else:
-        known["image_size"] = _pair(size)
-        # ResizeMethod is an IntEnum: CROP 1, PAD 2, SQUISH 3, NO 4; without one a pair of sides is squished
-        # to
-        chosen = method.arguments[0] if isinstance(method, Call) else 1 if isinstance(size, int) else 3
-        known["resize_method"] = {1: "crop", 2: "pad", 3: "squish"}.get(chosen, "no resizing")
-        if chosen not in (1, 3):
-            found = known.pop("resize_method")
-            unserved.append(f"it uses v1's resize_method {found}, which is not reproduced")
-        elif chosen == 1 and not any(_all(data.get("tfms"), "TfmCrop")):
-            unserved.append("its photos are not cropped to one size (no ds_tfms=get_transforms())")
-    unserved += _fastai1_transforms(values(data.get("tfms")))
-    given = [data["normalize"]] if isinstance(data.get("normalize"), dict) else []
-    unserved += _statistics([Call(Global("", "Normalize"), (), state) for state in given], known, numbers)
-    _loss(tree.get("loss_func"), known, str(data.get("y_cls", "")).endswith(".MultiCategoryList"))
-    return Export("fastai v1 learn.export", module, known, tuple(unserved))
-
-
-def _fastai1_transforms(transforms: list[Any]) -> list[str]:
-    """Name the transforms at validation other than the center crop of `get_transforms()`."""
-    unserved = []
-    for transform in transforms:
-        function = _attribute(_attribute(transform, "tfm"), "func")
-        name = function.name.lstrip("_") if isinstance(function, Global) else ""
-        chosen = _attribute(transform, "kwargs") or {}
-        if name not in ("", "crop_pad") or any(
-            chosen.get(place, 0.5) != 0.5 for place in ("row_pct", "col_pct")
-        ):
-            unserved.append(f"it uses v1's {name} at validation, which is not reproduced")
-    return unserved
+    raw = _loss(
+        tree.get("loss_func"), known, unserved, str(data.get("y_cls", "")).endswith(".MultiCategoryList")
+    )
+    return Export("fastai v1 learn.export", module, known, tuple(unserved), raw)
 
 
 def _fastai1_classes(processors: Any) -> tuple[str, ...]:
@@ -239,24 +196,11 @@ def _fastai1_classes(processors: Any) -> tuple[str, ...]:
 # --- both --------------------------------------------------------------------------------------------------
 
 
-def _statistics(normalizes: list[Call], known: dict[str, Any], numbers: Numbers) -> list[str]:
-    """Read mean and std of the Normalize, or of none."""
-    if not normalizes:
-        known["mean"], known["std"] = NONE, ONE
-        return []
-    found = {name: normalizes[0].get(name) for name in ("mean", "std")}
-    for name, tensor in found.items():
-        values = numbers(tensor).ravel() if isinstance(tensor, Tensor) else np.empty(0)
-        if len(values) != 3 or len(normalizes) > 1:
-            return ["its Normalize is not one of three channels"]
-        known[name] = tuple(float(value) for value in values)
-    return []
-
-
-def _loss(loss: Any, known: dict[str, Any], several: bool) -> None:
+def _loss(loss: Any, known: dict[str, Any], unserved: list[str], several: bool) -> str:
     """Choose softmax or sigmoid. With a loss that is not known, `several` labels a photo tell.
 
-    Raises NotAClassifier for a loss of numbers.
+    Returns the loss's name if `predict` answers raw scores with it, in fastai 2 (learner.py:294) or 1. Raises
+    NotAClassifier for a loss of numbers.
     """
     names = {x.name for x in (loss, _attribute(loss, "func")) if isinstance(x, Call | Global)}
     if names & SIGMOID:
@@ -267,8 +211,13 @@ def _loss(loss: Any, known: dict[str, Any], several: bool) -> None:
         known["multi_label"] = False
     elif names & REGRESSION:
         raise _other_target(f"numbers (its loss is {', '.join(sorted(names))})")
+    elif names & PROBABILITIES:
+        unserved.append(f"its loss {', '.join(sorted(names))} takes probabilities, not scores")
     elif several:
         known["multi_label"] = True
+    else:
+        return ", ".join(sorted(names))
+    return ", ".join(sorted(names & RAW)) if names <= RAW else ""
 
 
 def _check_targets(transforms: list[str], dataset: Any) -> None:
@@ -326,11 +275,3 @@ def _names(value: Any) -> tuple[str, ...]:
             )
         names.append(str(item))
     return tuple(names)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    """Return the (height, width) of a size: a side, or both."""
-    sides = [size] * 2 if isinstance(size, int) else values(size)[:2]
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise CheckpointError(f"The file says a size that is not understood; {SAVE_AGAIN}.")
-    return sides[0], sides[1]

@@ -142,12 +142,10 @@ def _check_inputs(shapes: Shapes) -> None:
             "The file is a network for sequences, such as sound or measurements, not for photos: it "
             f"convolves over one dimension ({_shaped(lines, shapes)}). {ELSEWHERE}."
         )
-    if flat and not any(shapes[name][1] in COLOR for name in flat):
-        kind = "gray pictures" if shapes[flat[0]][1] == 1 else "pictures of other channels"
+    if flat and shapes[flat[0]][1] != 1 and not any(shapes[name][1] in COLOR for name in flat):
         raise NotAClassifier(
-            f"The file is a network for {kind}, not for color photos: none of its convolutions takes 3 "
-            f"channels ({_shaped(flat, shapes)}). Train it on color pictures; fastai's PILImage converts "
-            "gray ones."
+            "The file is a network for pictures of other channels, not for photos: none of its convolutions "
+            f"takes 3 channels, and the first not 1 ({_shaped(flat, shapes)}). {ELSEWHERE}."
         )
     matrices = by_dimensions.get(2, [])
     drawn = [name for name in flat if re.search(r"(^|\.)classifier\.", name) and shapes[name][2] > 1]

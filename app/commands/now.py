@@ -23,7 +23,7 @@ from app.errors import DeployError, SettingsError, ToolMissing
 from app.fetching.links import is_url
 from app.progress import show_progress
 from app.serving.opening import open_model
-from app.settings import DEFAULTS, PLACES, SETTINGS_FILE, Settings, as_toml, load_settings
+from app.settings import DEFAULTS, HINTS, PLACES, SETTINGS_FILE, Settings, load_settings
 
 APP: Final = SETTINGS_FILE.parent
 ROOT: Final = APP.parent
@@ -212,3 +212,13 @@ def _links(output: str) -> str:
             "Protection. For everybody: python -m app now --prod"
         )
     return "\n".join(lines)
+
+
+def as_toml(settings: Settings) -> str:
+    """Return the text of a settings.toml with the same values, without the defaults."""
+    lines = []
+    for name in filter(settings.is_set, HINTS):
+        # TOML writes texts, numbers and lists as JSON does, except one character
+        text = json.dumps(getattr(settings, name), ensure_ascii=False).replace("\x7f", "\\u007f")
+        lines.append(f"{name} = {text}\n")
+    return "".join(lines)

@@ -4,17 +4,18 @@ A new engine is a module beside this one, with a function `load` of type `Load`,
 and its test.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
 from PIL import Image
 
 from app.engines.head import Head, read_head
-from app.graphs.graph import Graph
+from app.graphs.graph import Graph, channels_of
 from app.photos.transforms import Preprocess
 from app.types import Arrays, Float32, Size
 
+MAX_TOGETHER = 4_000_000  # pixels of photos that are computed at once: sixteen of 500 x 500
 WRITERS = {1: "fastai v1", 2: "fastai v2", 0: "torchvision or timm"}  # by the generation of the head
 
 
@@ -32,8 +33,8 @@ class Recognized(Protocol):
     """What a recognized network decides before it is built.
 
     `generation` is the generation of fastai that wrote the head: 1 or 2; 0 for other libraries. `outputs` is
-    the number of classes, `size` the only (height, width) that the network takes, None where it takes any.
-    `writer` is the library that the names in the file belong to.
+    the number of classes, `size` the only (height, width) that the network takes, None where it takes any,
+    `channels` 3, or 1 for gray pictures. `writer` is the library that the names in the file belong to.
     """
 
     @property
@@ -45,6 +46,8 @@ class Recognized(Protocol):
     @property
     def size(self) -> Size | None: ...
     @property
+    def channels(self) -> int: ...
+    @property
     def writer(self) -> str: ...
 
 
@@ -54,6 +57,7 @@ class Network(Struct, frozen=True):
     graph: Graph
     arrays: Arrays
     head: Head
+    channels: int = 3
 
     @property
     def architecture(self) -> str:
@@ -81,10 +85,24 @@ class Network(Struct, frozen=True):
         return WRITERS[self.generation]
 
 
-def fitted(graph: Graph, arrays: Arrays) -> Network:
-    """Return the network of a graph that is known to fit. Raises CheckpointError for an unknown head."""
+def fitted(graph: Graph, arrays: Arrays, channels: int = 0) -> Network:
+    """Return the network of a graph that is known to fit. Raises CheckpointError for an unknown head.
+
+    `channels` are the pictures', where the arrays have more.
+    """
     renamed = graph.rename(arrays)
-    return Network(graph, renamed, read_head(renamed, graph.channels, graph.head))
+    head = read_head(renamed, graph.channels, graph.head)
+    return Network(graph, renamed, head, channels or channels_of(arrays))
+
+
+def same_sized(pixels: Sequence[Float32]) -> Iterator[Sequence[Float32]]:
+    """Split arrays (C, H, W) into runs of one shape, each of at most MAX_TOGETHER pixels."""
+    start = 0
+    for end in range(1, len(pixels) + 1):
+        full = (end + 1 - start) * pixels[start][0].size > MAX_TOGETHER
+        if end == len(pixels) or pixels[end].shape != pixels[start].shape or full:
+            yield pixels[start:end]
+            start = end
 
 
 Prepare = Callable[[Image.Image], Any]  # a decoded photo -> the input of `Run`

@@ -15,10 +15,9 @@ from PIL import Image
 from app.engines.contract import Look, Prepare
 from app.engines.head import Head
 from app.errors import BadOutput, BadRequest, NotExplained
-from app.photos.transforms import Preprocess, extra_edge
+from app.photos.steps import Region
+from app.photos.transforms import Preprocess
 from app.types import Float32, Float64
-
-Region = tuple[float, float, float, float]  # left, top, width, height as shares of the upright photo
 
 OVERLAY_SIDE: Final = 256  # px of the longer side: smooth when it is stretched over a photo, and about 8 kB
 LEVELS: Final = 64  # of heat in the overlay: no step is seen, and a palette keeps it small
@@ -80,7 +79,7 @@ class Explainer:
             raise BadOutput("The network gave no number for this picture; another picture may do.")
         output = self._classes.index(label) if label else int(answer.probabilities.argmax())
         heat = grad_cam(self._head, features, output)
-        region = visible_region(self._preprocess, *image.size)
+        region, _ = self._preprocess.shown(image.height, image.width)
         png = overlay(heat, region, *image.size)
         return Explanation(
             label=self._classes[output],
@@ -109,21 +108,6 @@ def grad_cam(head: Head, features: Float32, output: int) -> Float32:
         np.tensordot(gradient, mapped, axes=1), 0
     )  # 1 / (h * w) of eq. 1 cancels below
     return heat / max(float(heat.max()), float(np.finfo(np.float32).tiny))
-
-
-def visible_region(preprocess: Preprocess, width: int, height: int) -> Region:
-    """What of a photo of `width` x `height` the pipeline shows the network; larger than 1 where it pads."""
-    if preprocess.pipeline == "random_resized_crop":
-        extra = extra_edge(preprocess.size, preprocess.val_xtra)
-        rows, columns = (side / (side + extra) for side in preprocess.size)
-        return (1 - columns) / 2, (1 - rows) / 2, columns, rows
-    if preprocess.method == "squish":
-        return 0.0, 0.0, 1.0, 1.0
-    rows, columns = preprocess.presize if preprocess.pipeline == "presize" else preprocess.size
-    longer = max if preprocess.method == "pad" else min
-    scale = longer(width / columns, height / rows)
-    shown = columns * scale / width, rows * scale / height
-    return (1 - shown[0]) / 2, (1 - shown[1]) / 2, *shown
 
 
 def overlay(heat: Float32, region: Region, width: int, height: int) -> bytes:

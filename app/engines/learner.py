@@ -15,6 +15,7 @@ from app.engines.head import Head, sigmoid, softmax
 from app.engines.layers import BatchNorm, Linear
 from app.errors import ArchitectureUnknown, Int8Unavailable
 from app.graphs.export import create_body, import_fastai
+from app.photos.steps import PictureStep
 from app.photos.transforms import Preprocess
 from app.types import Float32
 
@@ -103,15 +104,20 @@ class BoundLearner:
         self._torch = importlib.import_module("torch")
         self._head = head
         self._preprocess = preprocess
-        dls = _dataloaders(vision, classes, preprocess)
+        # a gray network is rebuilt for color, with weights of zero
+        gray = preprocess.mode == "L" and len(preprocess.mean) == 1
+        self._native = not gray and all(hasattr(vision, step.call[0]) for step in preprocess.steps)
+        dls = _dataloaders(vision, classes, preprocess if self._native else Preprocess())
         loss = vision.BCEWithLogitsLossFlat() if multi_label else vision.CrossEntropyLossFlat()
         self._activation = sigmoid if multi_label else softmax
         # get_preds takes the activation from the loss
         self._learn = vision.Learner(dls, model, loss_func=loss)
 
     def prepare(self, image: Image.Image) -> Any:
-        """A photo as `run` takes it: as it is, or as pixels where only v1 had the pipeline."""
-        return self._preprocess(image) if self._preprocess.pipeline == "fastai1" else image
+        """A photo as `run` takes it: as it is, or as pixels where fastai v2 does not have the steps."""
+        if not self._native:
+            return self._preprocess(image)
+        return image.convert(self._preprocess.mode)
 
     def run(self, items: Sequence[Any]) -> list[Output]:
         """N prepared photos -> N answers."""
@@ -125,9 +131,11 @@ class BoundLearner:
         return [Output(*both) for both in zip(probabilities, features, strict=True)]
 
     def _probabilities(self, items: Sequence[Any]) -> Float32:
-        if self._preprocess.pipeline == "fastai1":
-            with self._torch.no_grad():
-                return self._activation(self._learn.model(self._torch.from_numpy(np.stack(items))).numpy())
+        if not self._native:
+            with self._torch.no_grad():  # one by one: photos may come in sizes of their own
+                color = [item if len(item) == 3 else np.repeat(item, 3, axis=0) for item in items]
+                logits = [self._learn.model(self._torch.from_numpy(item[np.newaxis])) for item in color]
+                return self._activation(self._torch.cat(logits).numpy())
         with self._learn.no_bar(), self._learn.no_logging():
             batches = self._learn.dls.test_dl([np.asarray(image) for image in items], num_workers=0)
             return self._learn.get_preds(dl=batches)[0].numpy()  # type: ignore[no-any-return]
@@ -139,23 +147,21 @@ def _dataloaders(vision: Any, classes: Sequence[str], preprocess: Preprocess) ->
 
     Normalize is added by hand: `vision_learner(pretrained=False)` leaves it out without a word.
     """
-    size, batch_transforms = preprocess.size, []
-    if preprocess.pipeline == "random_resized_crop":
-        item_transform = vision.RandomResizedCrop(size, val_xtra=preprocess.val_xtra)
-    elif preprocess.pipeline == "presize":
-        item_transform = vision.Resize(
-            preprocess.presize, method=preprocess.method, pad_mode=preprocess.pad_mode
-        )
-        batch_transforms = vision.aug_transforms(size=size)
-    else:
-        item_transform = vision.Resize(size, method=preprocess.method, pad_mode=preprocess.pad_mode)
-    black = np.zeros((*size, 3), np.uint8)
+    items: list[Any] = []
+    batches: list[Any] = []
+    for step in preprocess.steps:
+        name, arguments = step.call
+        made = getattr(vision, name)(**arguments)
+        several = made if isinstance(made, list) else [made]
+        (items if isinstance(step, PictureStep) else batches).extend(several)
+    black = np.zeros((224, 224, 3), np.uint8)
+    picture = vision.PILImage if preprocess.mode == "RGB" else vision.PILImageBW
     block = vision.DataBlock(
-        blocks=(vision.ImageBlock, vision.CategoryBlock(vocab=list(classes), sort=False)),
+        blocks=(vision.ImageBlock(picture), vision.CategoryBlock(vocab=list(classes), sort=False)),
         get_x=lambda _: black,
         get_y=lambda _: classes[0],
         splitter=vision.IndexSplitter([1]),
-        item_tfms=item_transform,
-        batch_tfms=[*batch_transforms, vision.Normalize.from_stats(preprocess.mean, preprocess.std)],
+        item_tfms=items,
+        batch_tfms=[*batches, vision.Normalize.from_stats(preprocess.mean, preprocess.std)],
     )
     return block.dataloaders([0, 1], bs=1, num_workers=0)

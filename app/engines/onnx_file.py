@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from app.cpus import usable_cores
-from app.engines.contract import Output, Prepare, Run
+from app.engines.contract import Output, Prepare, Run, same_sized
 from app.engines.head import sigmoid, softmax
 from app.engines.sessions import file_session
 from app.errors import CheckpointError, Int8Unavailable
@@ -22,6 +22,7 @@ class WholeNetwork:
 
     architecture = "ONNX"
     generation = 0
+    channels = 3
     writer = "an exporter to ONNX"
 
     def __init__(self, path: Path) -> None:
@@ -70,8 +71,9 @@ class WholeNetwork:
         return within and (multi_label or bool(np.allclose(self._probe.sum(axis=1), 1, atol=1e-3)))
 
     def scores(self, pixels: Sequence[Float32]) -> Float32:
-        """Return the (N, classes) outputs for N arrays (3, H, W) float32 of one size."""
-        batches = [p[np.newaxis] for p in pixels] if self._one_by_one else [np.stack(pixels)]
+        """Return the (N, classes) outputs for N arrays (3, H, W) float32."""
+        one_by_one = (p[np.newaxis] for p in pixels)
+        batches = one_by_one if self._one_by_one else map(np.stack, same_sized(pixels))
         return np.concatenate([self._session.run(None, {self._input: batch})[0] for batch in batches])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from app.cpus import usable_cores
-from app.engines.contract import Network, Output, Prepare, Run
+from app.engines.contract import Network, Output, Prepare, Run, same_sized
 from app.engines.head import sigmoid, softmax
 from app.engines.int8 import quantize
 from app.engines.sessions import bound_session
@@ -34,6 +34,7 @@ class GraphEngine:
         self._weights = graph.float32(network.arrays) if quantized_weights is None else quantized_weights
         companion = graph.int8 if quantized_weights is not None else None
         self._session = bound_session(companion.path if companion else graph.path, self._weights)
+        self._channels = int(self._session.get_inputs()[0].shape[1])
         self._network = network
         self._multi_label = multi_label
         self._activation = sigmoid if multi_label else softmax
@@ -43,8 +44,9 @@ class GraphEngine:
         return preprocess, self.run
 
     def run(self, pixels: Sequence[Float32]) -> list[Output]:
-        """Answer N arrays (3, H, W) float32 of one size, each as it would be answered alone."""
-        return self._outputs(self._features(pixels))
+        """Answer N arrays (C, H, W) float32, each as it would be answered alone."""
+        batches = same_sized(pixels)
+        return [output for batch in batches for output in self._outputs(self._features(batch))]
 
     def predict_with_features(self, pixels: Float32) -> tuple[Output, Float32]:
         """Answer one (3, H, W) array; with its feature map, (C, h, w)."""
@@ -63,7 +65,10 @@ class GraphEngine:
         return GraphEngine(self._network, self._multi_label, weights)
 
     def _features(self, pixels: Sequence[Float32]) -> Float32:
-        (features,) = self._session.run(["features"], {"pixels": np.stack(pixels)})
+        stacked = np.stack(pixels)
+        if stacked.shape[1] < self._channels:  # gray: the weights of the other two are zero
+            stacked = np.repeat(stacked, self._channels, axis=1)
+        (features,) = self._session.run(["features"], {"pixels": stacked})
         return features  # type: ignore[no-any-return]
 
     def _outputs(self, features: Float32) -> list[Output]:

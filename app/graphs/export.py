@@ -15,7 +15,7 @@ import numpy as np
 from app.checkpoints.module_tree import is_module
 from app.checkpoints.records import Call, Global
 from app.errors import ArchitectureUnknown, ToolMissing
-from app.graphs.graph import COUNTER, WHOLE
+from app.graphs.graph import COUNTER, WHOLE, Shown
 from app.types import Arrays
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def export_graph(architecture: str, folder: Path) -> Path:
     # a transformer's positions have one size, and so have swin's shifted windows once they are exported
     fixed = architecture.startswith("swin") or (hasattr(body, "needs_pool") and not body.needs_pool)
     prefixes, head = _own_head(architecture)
-    return _export(model, architecture, folder, (224, 224), fixed, {"head": head, "prefixes": prefixes})
+    pixels = importlib.import_module("torch").zeros(2, 3, 224, 224)
+    return _export(model, architecture, folder, pixels, fixed, {"head": head, "prefixes": prefixes})
 
 
 def export_module(
@@ -138,7 +139,7 @@ def export_module(
     arrays: Arrays,
     name: str,
     folder: Path,
-    size: tuple[int, int] | None,
+    shown: Shown,
 ) -> Path:
     """Write the graph of a whole network, rebuilt from the module tree of an export, as `<name>.onnx` and
     `.json`.
@@ -149,13 +150,14 @@ def export_module(
     torch = importlib.import_module("torch")
     import_fastai()
     model = build_module(module, arrays).eval()
-    size = size or (224, 224)
+    pixels = torch.zeros(2, shown.channels, *(shown.size or (224, 224)))
     try:
         with torch.no_grad():
-            outputs = model(torch.zeros(2, 3, *size))
+            outputs = model(pixels)
         if outputs.ndim != 2:
             raise ValueError(f"it answers with the shape {list(outputs.shape)}")
-        return _export(model, name, folder, size, True, {"head": list(WHOLE), "prefixes": {}})
+        more = {"head": list(WHOLE), "prefixes": {}}
+        return _export(model, name, folder, pixels, shown.size is not None, more)
     except Exception as error:  # whatever a stranger's network raises when it runs, and torch when it exports
         raise ArchitectureUnknown(
             f"The network in the file was rebuilt, but cannot be exported ({type(error).__name__}: "
@@ -167,13 +169,12 @@ def _export(
     model: "torch.nn.Module",
     name: str,
     folder: Path,
-    size: tuple[int, int],
+    pixels: "torch.Tensor",
     fixed: bool,
     more: dict[str, Any],
 ) -> Path:
     """The two files of a graph, in one go: first the .onnx, since the .json says that both are there."""
     torch = importlib.import_module("torch")
-    pixels = torch.zeros(2, 3, *size)
     dynamic = dict.fromkeys((0,) if fixed else (0, 2, 3), torch.export.Dim.DYNAMIC)
     program = torch.onnx.export(
         model,
@@ -194,7 +195,7 @@ def _export(
     description = {
         "architecture": name,
         "channels": model(pixels).shape[1],
-        "size": list(size) if fixed else None,
+        "size": list(pixels.shape[2:]) if fixed else None,
         **more,
         "unused": sorted(expected.keys() - bound),
         "weights": {name: shape for name, shape in expected.items() if name in bound},

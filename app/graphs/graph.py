@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app.errors import ArchitectureUnknown
-from app.types import Array, Arrays
+from app.types import Array, Arrays, Size
 
 FOLDER: Final = Path(__file__).parent / "data"
 COUNTER: Final = "num_batches_tracked"  # BatchNorm's, of no use after training
@@ -116,6 +116,28 @@ class Graph(Struct, frozen=True):
         """Whether a name is one of fastai's head, or of the library's own."""
         modules = [step.partition(" ")[2] for step in self.head]
         return name.startswith("1.") or any(module and name.startswith(f"{module}.") for module in modules)
+
+
+class Shown(Struct, frozen=True):
+    """What a network is shown: the channels, and the (height, width), None where every photo has its own."""
+
+    channels: int = 3
+    size: Size | None = (224, 224)
+
+
+def channels_of(arrays: Arrays) -> int:
+    """Return how many channels a picture has for the network: those of its first convolution."""
+    first = next((array for array in arrays.values() if array.ndim == 4), None)
+    return 3 if first is None else int(first.shape[1])
+
+
+def with_color(arrays: Arrays) -> Arrays:
+    """Return the same arrays for pictures in color, of which a gray network sees the first channel alone."""
+    if channels_of(arrays) != 1:
+        return arrays
+    name = next(name for name, array in arrays.items() if array.ndim == 4)
+    widened = np.pad(np.asarray(arrays[name]), ((0, 0), (0, 2), (0, 0), (0, 0)))
+    return {**arrays, name: widened}
 
 
 _DESCRIPTION: Final = msgspec.json.Decoder(Graph)

@@ -1,191 +1,204 @@
-"""From a picture to the pixels a network was trained on: (3, H, W) float32, exactly as fastai makes them.
+"""From a picture to the pixels a network was trained on: (C, H, W) float32, as its library makes them.
 
-`Preprocess` is one of fastai's validation-time pipelines. The numbers in parentheses are lines of fastai
-2.8.12's vision/augment.py and of fastai 1.0.50's vision/image.py.
+`Preprocess` is a list of steps and what `Normalize` does after them. `named_pipeline` makes the four that
+have names in the settings; `notebook` reads all others as notebooks write them.
 """
 
-import math
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Final, Literal
 
 import numpy as np
 from msgspec import Struct
 from PIL import Image
 
-from app.errors import SettingsError
+from app.errors import BadImage, SettingsError
 from app.photos.decode import MAX_PIXELS, too_large
-from app.types import Array, Float32, Size
+from app.photos.fastai1_steps import FastaiV1
+from app.photos.fastai_steps import AffineCoordTfm, RandomResizedCrop, Resize
+from app.photos.resample import PadMode
+from app.photos.resample import resize as resize_picture
+from app.photos.steps import WHOLE, PictureStep, PixelStep, Region, ResizeMethod
+from app.photos.torchvision_steps import CenterCrop, TorchvisionResize
+from app.types import Float32, Size
 
 PipelineName = Literal["resize", "random_resized_crop", "presize", "fastai1"]
-ResizeMethod = Literal["crop", "squish", "pad"]
-PadMode = Literal["reflection", "border", "zeros"]
+PIPELINES: Final[tuple[PipelineName, ...]] = ("resize", "random_resized_crop", "presize", "fastai1")
+Step = PictureStep | PixelStep
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation, by channel
+ColorMode = Literal["RGB", "L"]  # of Pillow; L is gray
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
-# the methods that a pipeline knows, where it does not know all; v1's "pad" fails by itself on wide pictures
-METHODS: Final[dict[str, tuple[ResizeMethod, ...]]] = {
-    "random_resized_crop": ("crop",),
-    "fastai1": ("crop", "squish"),
-}
-PAD_MODES: Final[dict[PadMode, Literal["reflect", "edge", "constant"]]] = {
-    "reflection": "reflect",
-    "border": "edge",
-    "zeros": "constant",
-}
+# Of what no step sizes. ResNet34 needs 100 MB for each million pixels that it is shown.
+MAX_SHOWN: Final = 2_000_000
+USUAL_SIZE: Final = (224, 224)  # of the trial where the size depends on the photo
+TRIED: Final[tuple[Size, ...]] = ((480, 640), (1000, 333), (97, 101))  # photos of very different shapes
 
 
 class Preprocess(Struct, frozen=True):
-    """One of fastai's validation-time pipelines, from an RGB image to normalized pixels.
+    """The way of a photo at validation: steps on the picture, steps on the pixels, then Normalize.
 
-    `size` is (height, width) of what the network sees. `method` and `pad_mode` are those of `Resize`, in
-    "resize" and "presize", or v1's `resize_method`. `presize` is the size of the `Resize` that comes before
-    `aug_transforms(size=...)`; `val_xtra` is of `RandomResizedCrop`.
+    `mean` and `std` have one number for each channel, of pixels in 0..1; three of them make three channels of
+    a gray picture. `newest_pillow` is for notebooks with Pillow 13 or later, which rounds otherwise.
     """
 
-    pipeline: PipelineName = "resize"
-    size: Size = (224, 224)
-    method: ResizeMethod = "crop"
-    pad_mode: PadMode = "reflection"
-    presize: Size = (460, 460)
-    val_xtra: float = 0.14
+    steps: tuple[Step, ...] = (Resize((224, 224)),)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-
-    def __post_init__(self) -> None:
-        """Refuse what is not reproduced exactly. Raises SettingsError."""
-        if self.method not in METHODS.get(self.pipeline, (self.method,)):
-            raise SettingsError(
-                f"resize_method is '{self.method}', which is not reproduced for the pipeline "
-                f"'{self.pipeline}'; with it {' and '.join(METHODS[self.pipeline])} are."
-            )
+    mode: ColorMode = "RGB"
+    newest_pillow: bool = False
 
     @property
-    def least(self) -> Size:
-        """Four times the (height, width) that photos are resampled to: what is finer than that is averaged
-        away, but for less than a tenth of a gray level.
+    def size(self) -> Size | None:
+        """The (height, width) that the network sees; None where that depends on the photo."""
+        sizes = {self.shown(*tried)[1] for tried in TRIED}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    @property
+    def least(self) -> Size | None:
+        """Four times the (height, width) that photos are first resized to: finer detail is averaged away, up
+        to less than a tenth of a gray level. None where that does not hold.
         """
-        extra = extra_edge(self.size, self.val_xtra) if self.pipeline == "random_resized_crop" else 0
-        height, width = self.presize if self.pipeline == "presize" else self.size
-        return 4 * (height + extra), 4 * (width + extra)
+        found = self.steps[0].least if self.steps else None
+        return (4 * found[0], 4 * found[1]) if found else None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The steps as their library would be told to do them."""
+        return tuple(map(str, self.steps))
+
+    def shown(self, height: int, width: int) -> tuple[Region, Size]:
+        """What of a photo the network is shown, as shares of it, and how large that is. Raises BadImage.
+
+        Shares are larger than 1 where the photo is padded.
+        """
+        (left, top, across, down), size = WHOLE, (height, width)
+        for step in self.steps:
+            (x, y, columns, rows), size = step.shown(size)
+            left, top, across, down = left + x * across, top + y * down, across * columns, down * rows
+        return (left, top, across, down), size
 
     def __call__(self, image: Image.Image) -> Float32:
-        """(H, W) RGB image -> (3, height, width) float32, (x / 255 - mean) / std. Raises BadImage."""
-        match self.pipeline:
-            case "resize":
-                pixels = _scaled(resize(image, self.size, self.method, self.pad_mode))
-            case "random_resized_crop":
-                pixels = _scaled(random_resized_crop(image, self.size, self.val_xtra))
-            case "presize":
-                large = resize(image, self.presize, self.method, self.pad_mode)
-                pixels = _resampled(large, self.size, self.size)
-            case "fastai1":
-                pixels = fastai1(image, self.size, self.method)
-        # channel by channel and in place: a tenth of the time that it takes pixel by pixel
-        pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-        pixels -= np.array(self.mean, np.float32)[:, np.newaxis, np.newaxis]
-        pixels /= np.array(self.std, np.float32)[:, np.newaxis, np.newaxis]
+        """(H, W) RGB image -> (C, height, width) float32, (x / 255 - mean) / std. Raises BadImage."""
+        self._check_sizes(image)
+        resized = partial(resize_picture, newest=self.newest_pillow)
+        value: Image.Image | Float32 = image.convert(self.mode)  # from RGB, as from any mode it came from
+        for step in self.steps:
+            if isinstance(step, PixelStep):
+                value = step(value)
+            elif isinstance(value, Image.Image):
+                value = step(value, resized)
+        pixels = _scaled(value) if isinstance(value, Image.Image) else value
+        return self._normalized(pixels)
+
+    def _check_sizes(self, image: Image.Image) -> None:
+        """Refuse what would take much memory on its way."""
+        size = image.height, image.width
+        for step in self.steps:
+            size = step.shown(size)[1]
+            if size[0] * size[1] > MAX_PIXELS:
+                raise too_large(f"{image.width} x {image.height} pixels, resized to {size[1]} x {size[0]}")
+        if size[0] * size[1] > MAX_SHOWN:
+            raise BadImage(
+                f"The network would be shown {size[1]} x {size[0]} pixels of this picture, since its photos "
+                f"were not sized in training; up to {MAX_SHOWN // 1_000_000} megapixels are. Scale it down "
+                "to what the photos of the training had."
+            )
+
+    def _normalized(self, pixels: Float32) -> Float32:
+        """In place where the channels allow it; gray is broadcast to three, as torch does."""
+        mean, std = (
+            np.array(numbers, np.float32)[:, np.newaxis, np.newaxis] for numbers in (self.mean, self.std)
+        )
+        if len(mean) > len(pixels):
+            pixels = np.repeat(pixels, len(mean), axis=0)
+        pixels = np.require(pixels, np.float32, ["C", "W", "O"])
+        # channel by channel: a tenth of the time that it takes pixel by pixel
+        pixels -= mean
+        pixels /= std
         return pixels
 
 
 def _scaled(image: Image.Image) -> Float32:
-    """(H, W, 3) float32 in 0..1, which lie channel by channel in memory."""
-    channels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
+    """(C, H, W) float32 in 0..1."""
+    pixels = np.asarray(image)
+    channels = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).astype(np.float32, order="C")
     channels /= np.float32(255)
-    return channels.transpose(1, 2, 0)
+    return channels
 
 
-def resize(image: Image.Image, size: Size, method: ResizeMethod, pad_mode: PadMode) -> Image.Image:
-    """v2's `Resize(size, method)` at validation (2.8: 240-272): crop or pad to the ratio, or squish;
-    bilinear.
+def named_pipeline(
+    name: PipelineName = "resize",
+    size: Size = (224, 224),
+    method: ResizeMethod = "crop",
+    pad_mode: PadMode = "reflection",
+    presize: Size = (460, 460),
+    val_xtra: float = 0.14,
+) -> tuple[Step, ...]:
+    """The steps of a pipeline that has a name in the settings, whose other arguments are settings too.
+
+    Raises SettingsError.
     """
-    width, height = image.size
-    if method != "squish":
-        longer = max if method == "pad" else min
-        scale = longer(width / size[1], height / size[0])
-        image = _centered(image, int(scale * size[1]), int(scale * size[0]), pad_mode)
-    return image.resize(size[::-1], Image.Resampling.BILINEAR)
+    match name:
+        case "resize":
+            return (Resize(size, method, pad_mode),)
+        case "random_resized_crop" if method != "crop":
+            raise SettingsError(
+                f"resize_method is '{method}', but RandomResizedCrop has no method: take it out, or set "
+                'pipeline to "resize".'
+            )
+        case "random_resized_crop":
+            return (RandomResizedCrop(size, val_xtra),)
+        case "presize":
+            return Resize(presize, method, pad_mode), AffineCoordTfm(size)
+    return (FastaiV1(size, method, pad_mode),)
 
 
-def _centered(image: Image.Image, width: int, height: int, pad_mode: PadMode) -> Image.Image:
-    """The center of an image, continued as `pad_mode` says where the image ends (2.8: 127-138)."""
-    left, top = int((image.width - width) * 0.5), int((image.height - height) * 0.5)
-    right, bottom = min(left + width, image.width), min(top + height, image.height)
-    found = image.size
-    image = image.crop((max(left, 0), max(top, 0), right, bottom))
-    if image.size == (width, height):
-        return image
-    if width * height > MAX_PIXELS:
-        raise too_large(f"{found[0]} x {found[1]} pixels, padded to {width} x {height}")
-    rows = (max(-top, 0), height - image.height - max(-top, 0))
-    columns = (max(-left, 0), width - image.width - max(-left, 0))
-    return Image.fromarray(np.pad(np.asarray(image), (rows, columns, (0, 0)), PAD_MODES[pad_mode]))
+def name_of(steps: Iterable[Step]) -> dict[str, object] | None:
+    """The settings that name these steps, pipeline first; None where they have no name."""
+    match tuple(steps):
+        case (Resize(resample="bilinear") as step,):
+            return {
+                "pipeline": "resize",
+                "image_size": step.size,
+                "resize_method": step.method,
+                "pad_mode": step.pad_mode,
+            }
+        case (RandomResizedCrop(resample="bilinear") as step,):
+            return {"pipeline": "random_resized_crop", "image_size": step.size, "val_xtra": step.val_xtra}
+        case (Resize(resample="bilinear") as step, AffineCoordTfm() as last) if last == AffineCoordTfm(
+            last.size
+        ):
+            return {
+                "pipeline": "presize",
+                "presize": step.size,
+                "image_size": last.size,
+                "resize_method": step.method,
+                "pad_mode": step.pad_mode,
+            }
+        case (FastaiV1(mode="bilinear") as step,):
+            return {
+                "pipeline": "fastai1",
+                "image_size": step.size,
+                "resize_method": step.method,
+                "pad_mode": step.pad_mode,
+            }
+    return None
 
 
-def random_resized_crop(image: Image.Image, size: Size, val_xtra: float) -> Image.Image:
-    """v2's `RandomResizedCrop(size)` at validation (2.8: 295-325): squish to more, then cut the center."""
-    extra = extra_edge(size, val_xtra)
-    edge = extra // 2
-    squished = image.resize((size[1] + extra, size[0] + extra), Image.Resampling.BILINEAR)
-    return squished.crop((edge, edge, edge + size[1], edge + size[0]))
-
-
-def extra_edge(size: Size, val_xtra: float) -> int:
-    """How many pixels more than `size` v2's `RandomResizedCrop` squishes to (2.8: 306), a multiple of 8."""
-    return math.ceil(max(size) * val_xtra / 8) * 8
-
-
-# --- torch's grid_sample on floats, without torch ----------------------------------------------------------
-
-
-def fastai1(image: Image.Image, size: Size, method: ResizeMethod) -> Float32:
-    """v1's `size=224` at validation (1.0.50: 96-124, 388-409, 593): (height, width, 3) float32 in 0..1.
-
-    Resampled so that the image covers `size`, or squished to it; then a center crop.
-    """
-    target = size
-    if method == "crop":
-        ratio = min(image.height / size[0], image.width / size[1])
-        target = round(image.height / ratio), round(image.width / ratio)
-    return _resampled(image, target, size)
-
-
-def _resampled(image: Image.Image, target: Size, kept: Size) -> Float32:
-    """An image resampled to `target` as both fastais do it on tensors, and of that the central `kept`, in
-    0..1.
-
-    An area pre-shrink, then bilinear `grid_sample` (1.0.50: 523-545; 2.8: 350-366). Both are linear and
-    separable: one weight matrix for the rows and one for the columns, of the kept rows and columns alone.
-    """
-    source = image.height, image.width
-    shrink = min(source[0] / target[0], source[1] / target[1]) / 2
-    rows, columns = (_weights(*axis) for axis in zip(source, target, (shrink, shrink), kept, strict=True))
-    pixels = _weighted_sum(rows, np.asarray(image))  # (kept height, W, 3)
-    return _weighted_sum(columns, pixels.transpose(1, 0, 2)).transpose(1, 0, 2) / np.float32(255)
-
-
-def _weights(length: int, target: int, shrink: float, kept: int) -> Float32:
-    """(kept, length) weights from the `length` source pixels of an axis to the central ones of `target`.
-
-    A row mixes two neighbors of `grid_sample` with align_corners=True; each is a mean over a window of
-    `adaptive_avg_pool2d`, which is one pixel where nothing is shrunk.
-    """
-    # fastai says interpolate(scale_factor=1/shrink): the product decides whether 448 or, by rounding, 447
-    # remain
-    shrunk = math.floor(length * (1 / shrink)) if shrink > 1 else length
-    first = int((target - kept + 1) * 0.5)
-    weights = np.zeros((kept, length), np.float32)
-    for row, position in zip(weights, np.linspace(0, shrunk - 1, target)[first : first + kept], strict=True):
-        left = min(int(position), max(shrunk - 2, 0))
-        for window, share in ((left, 1 - (position - left)), (left + 1, position - left)):
-            start, end = window * length // shrunk, -(-(window + 1) * length // shrunk)
-            row[start:end] += share / (end - start)
-    return weights
-
-
-def _weighted_sum(weights: Float32, pixels: Array) -> Float32:
-    """(n, L) weights, (L, M, 3) pixels -> (n, M, 3): a matrix product that skips the zeros of a band."""
-    result = np.empty((len(weights), *pixels.shape[1:]), np.float32)
-    for row, out in zip(weights, result, strict=True):
-        used = np.flatnonzero(row)
-        band = slice(used[0], used[-1] + 1)
-        out[:] = np.tensordot(row[band], pixels[band], axes=1)
-    return result
+def written(steps: Sequence[Step]) -> dict[str, str]:
+    """The settings that say these steps, as texts."""
+    items = [str(step) for step in steps if isinstance(step, PictureStep)]
+    batches = [str(step) for step in steps if not isinstance(step, PictureStep)]
+    # of one class a DataBlock keeps the last: a second size needs a transform of its own
+    others = iter(("Rotate", "Zoom", "Warp", "Dihedral"))
+    for index in [i for i, text in enumerate(batches) if text.startswith("*aug_transforms")][1:]:
+        batches[index] = batches[index].replace("*aug_transforms", next(others, "Dihedral"))
+    match list(steps):
+        case [FastaiV1() as step]:
+            return {"ds_tfms": str(step).removeprefix("ds_tfms=")}
+        case [TorchvisionResize() | CenterCrop(), *_] | [*_, TorchvisionResize() | CenterCrop()]:
+            return {"transforms": f"Compose([{', '.join([*items, 'ToTensor()'])}])"}
+    texts = {"item_tfms": f"[{', '.join(items)}]"}
+    return texts | ({"batch_tfms": f"[{', '.join(batches)}]"} if batches else {})

@@ -9,6 +9,7 @@ from PIL import Image
 from app.engines.contract import Engine, Load, Network
 from app.engines.onnx_file import OnnxFileEngine, WholeNetwork
 from app.errors import CheckpointError
+from app.photos.transforms import USUAL_SIZE
 from app.serving.resolve import Recipe
 from app.settings import ENGINES
 
@@ -26,7 +27,7 @@ def build(network: Network | WholeNetwork, recipe: Recipe) -> Engine:
 def warm_up(engine: Engine, recipe: Recipe) -> None:
     """Compute a black picture. Raises CheckpointError if that fails, or answers NaN or infinity."""
     prepare, run = engine.bind(recipe.preprocess)
-    size = recipe.preprocess.size
+    size = recipe.preprocess.size or USUAL_SIZE
     try:
         (output,) = run([prepare(Image.new("RGB", size[::-1]))])
     except Exception as error:  # of ONNX Runtime and torch, which have no common class of their own

@@ -13,17 +13,37 @@ from app.serving.proof import ProofResult
 from app.serving.prove import Proven
 from app.serving.resolve import Recipe
 from app.serving.source import Source
+from app.types import Size
+
+
+class Pixels(Struct, frozen=True):
+    """How photos become the network's input: the transforms in the words of their library, then Normalize.
+
+    `size` is (height, width) of the input, None where it is the photo's. `scalable` tells whether a photo may
+    be made smaller before it is sent: its details are averaged away.
+    """
+
+    transforms: tuple[str, ...]
+    size: Size | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    gray: bool
+    scalable: bool
 
 
 class ModelCard(Struct, frozen=True):
-    """A description of the served model. `fastai` is the generation that wrote it, None if unknown."""
+    """A description of the served model. `fastai` is the generation that wrote it, None if unknown.
+
+    `activation` makes probabilities of the network's scores, also where the notebook's loss has none.
+    """
 
     architecture: str
     classes: tuple[str, ...]
     fastai: int | None
     container: str
     engine: str
-    preprocess: Preprocess
+    preprocess: Pixels
+    activation: str
     exif: str
     proof: ProofResult | None
     precision: Precision
@@ -40,7 +60,8 @@ def describe(source: Source, network: Recognized, recipe: Recipe, proven: Proven
         fastai=network.generation or None,
         container=source.checkpoint.container,
         engine=proven.engine.name,
-        preprocess=recipe.preprocess,
+        preprocess=_pixels(recipe.preprocess),
+        activation=_activation(recipe),
         exif=recipe.exif,
         proof=proven.result,
         precision=proven.precision,
@@ -53,3 +74,21 @@ def describe(source: Source, network: Recognized, recipe: Recipe, proven: Proven
             "pillow": PIL.__version__,
         },
     )
+
+
+def _pixels(preprocess: Preprocess) -> Pixels:
+    return Pixels(
+        transforms=preprocess.words,
+        size=preprocess.size,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        gray=preprocess.mode == "L",
+        scalable=preprocess.least is not None,
+    )
+
+
+def _activation(recipe: Recipe) -> str:
+    name = "sigmoid" if recipe.multi_label else "softmax"
+    if not recipe.raw_scores:
+        return name
+    return f"{name}, which the notebook leaves out with {recipe.raw_scores}: its predict answers raw scores"

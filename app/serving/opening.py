@@ -39,9 +39,9 @@ def _open(source: Source, settings: Settings, report: Report) -> Model:
     report("warming up", None)
     warm_up(engine, recipe)
     logger.info(
-        "serving %s (%s, %d classes); pipeline %s, %d x %d px, mean %s, std %s",
+        "serving %s (%s, %d classes); %s, mean %s, std %s",
         *(network.architecture, network.writer, len(recipe.classes)),
-        *(recipe.preprocess.pipeline, *recipe.preprocess.size),
+        ", ".join(recipe.preprocess.words) or "photos as they are",
         *(list(recipe.preprocess.mean), list(recipe.preprocess.std)),
     )
     if source.proof:

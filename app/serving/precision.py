@@ -7,9 +7,10 @@ from typing import Final, Literal
 
 import numpy as np
 from msgspec import Struct
+from PIL import Image
 
 from app.engines.contract import Engine, Output
-from app.photos.transforms import Preprocess
+from app.photos.transforms import USUAL_SIZE, Preprocess
 
 MAX_MEAN_DIFFERENCE: Final = 0.01  # of a probability, over all photos and classes
 # Of the most changed probability of each photo. With many classes the mean of all says little, since most
@@ -84,7 +85,8 @@ def measure_gain(float32: Engine, int8: Engine, preprocess: Preprocess) -> float
     The engines take turns, so that other load on the machine meets both.
     """
     runs = [engine.bind(preprocess)[1] for engine in (float32, int8)]
-    black = [np.zeros((3, *preprocess.size), np.float32)]
+    height, width = preprocess.size or USUAL_SIZE
+    black = [preprocess(Image.new("RGB", (width, height)))]
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(TIMED):
         for run, its in zip(runs, seconds, strict=True):

@@ -4,7 +4,7 @@
 one that makes them agree is named. Knows nothing of settings files and requests.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,14 +16,12 @@ from msgspec.structs import replace
 from app.engines.contract import Bind, Output
 from app.errors import ProofError, RequestError
 from app.photos.decode import Exif, decode
-from app.photos.transforms import IMAGENET_MEAN, IMAGENET_STD, METHODS, Preprocess
+from app.photos.transforms import (
+    Preprocess,
+)
 
 TOLERANCE: Final = 0.02  # of any probability: a notebook on a GPU computes in TF32 or float16
 MAX_BYTES: Final = 50_000_000  # a dozen photos of half a megapixel have 5 MB
-OTHER_SIZES: Final = (64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 300, 320, 384, 448, 460, 512)
-NOT_NORMALISED: Final = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-HALF: Final = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-IMAGENET: Final = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 class ProofPhoto(Struct, frozen=True):
@@ -72,23 +70,13 @@ def read_proof(path: Path) -> Proof:
     return proof
 
 
-def prove(
-    proof: Proof, classes: Sequence[str], bind: Bind, preprocess: Preprocess, exif: Exif
-) -> tuple[ProofResult, list[Output]]:
-    """Replay the proof through the pipeline that is served: how well it agrees, and the answers.
-
-    Raises ProofError unless all agree: it names the worst photo and the setting that would make them agree.
-    """
+def check_classes(proof: Proof, classes: Sequence[str]) -> None:
+    """Raise ProofError unless the classes are the notebook's, in its order."""
     if tuple(classes) != proof.classes:
         raise ProofError(
             f"The classes in the settings are {', '.join(classes)[:300]}, but the notebook's are, in this "
             f"order: classes = {msgspec.json.encode(proof.classes).decode()[:1000]}"
         )
-    answers = replay(proof, bind, preprocess, exif)
-    result = compare(proof, answers)
-    if result.agrees:
-        return result, answers
-    raise ProofError(f"{_disagreement(proof, answers, result)} {_diagnosis(proof, bind, preprocess, exif)}")
 
 
 def replay(proof: Proof, bind: Bind, preprocess: Preprocess, exif: Exif) -> list[Output]:
@@ -113,7 +101,32 @@ def compare(proof: Proof, answers: Sequence[Output]) -> ProofResult:
     return ProofResult(len(proof.photos), proof.photos[worst].name, float(differences[worst]), flips)
 
 
-def _disagreement(proof: Proof, answers: Sequence[Output], result: ProofResult) -> str:
+def agree(photo: ProofPhoto, answer: Output) -> bool:
+    """Whether the answer to a photo is the notebook's, within the tolerance."""
+    expected = np.array(photo.probabilities, np.float32)
+    same = answer.probabilities.argmax() == expected.argmax()
+    return bool(same and np.abs(answer.probabilities - expected).max() <= TOLERANCE)
+
+
+def with_probabilities(proof: Proof, multi_label: bool) -> Proof:
+    """The same proof, with probabilities where the notebook wrote the network's raw scores.
+
+    fastai's `predict` gives raw scores with a loss that is not one of its own (learner.py:300): they are
+    recognized by a number that no probability can be.
+    """
+    scores = np.array([photo.probabilities for photo in proof.photos], np.float64)
+    if not ((scores < 0) | (scores > 1)).any():
+        return proof
+    exponents = np.exp(scores - scores.max(axis=1, keepdims=True))
+    rows = 1 / (1 + np.exp(-scores)) if multi_label else exponents / exponents.sum(axis=1, keepdims=True)
+    photos = (
+        replace(photo, probabilities=tuple(row))
+        for photo, row in zip(proof.photos, rows.tolist(), strict=True)
+    )
+    return replace(proof, photos=tuple(photos))
+
+
+def disagreement(proof: Proof, answers: Sequence[Output], result: ProofResult) -> str:
     worst = next(i for i, photo in enumerate(proof.photos) if photo.name == result.worst_photo)
     expected = np.array(proof.photos[worst].probabilities)
     found = answers[worst].probabilities
@@ -123,43 +136,3 @@ def _disagreement(proof: Proof, answers: Sequence[Output], result: ProofResult) 
         f"The worst is {result.worst_photo}: there {proof.classes[theirs]} with {expected[theirs]:.3f}, here "
         f"{proof.classes[ours]} with {found[ours]:.3f}."
     )
-
-
-def _diagnosis(proof: Proof, bind: Bind, preprocess: Preprocess, exif: Exif) -> str:
-    """The sentence that names the one setting whose change makes all agree, if there is one."""
-    for setting, changed, turned in _suspects(preprocess, exif):
-        if compare(proof, replay(proof, bind, changed, turned)).agrees:
-            return f"With {setting} all agree: say so in the settings."
-    if order := _order(proof, replay(proof, bind, preprocess, exif)):
-        return f"With the classes in another order all agree: the checkpoint was trained with {order}."
-    return (
-        "No single setting makes them agree (tried: exif, pipeline, resize_method, mean and std, image_size, "
-        "the order of the classes): is this checkpoint of the training that the proof is of? Run the cell "
-        "again."
-    )
-
-
-def _suspects(preprocess: Preprocess, exif: Exif) -> Iterator[tuple[str, Preprocess, Exif]]:
-    """The usual causes, as settings, each with the pipeline that it makes."""
-    other: Exif = "ignore" if exif == "turn" else "turn"
-    yield f'exif = "{other}"', preprocess, other
-    for pipeline in ("resize", "random_resized_crop", "presize", "fastai1"):
-        for method in METHODS.get(pipeline, ("crop", "squish", "pad")):
-            setting = f'pipeline = "{pipeline}" and resize_method = "{method}"'
-            yield setting, replace(preprocess, pipeline=pipeline, method=method), exif
-    for statistics in (NOT_NORMALISED, IMAGENET, HALF):
-        setting = f"mean = {list(statistics['mean'])} and std = {list(statistics['std'])}"
-        yield setting, replace(preprocess, mean=statistics["mean"], std=statistics["std"]), exif
-    for size in OTHER_SIZES:
-        yield f"image_size = {size}", replace(preprocess, size=(size, size)), exif
-
-
-def _order(proof: Proof, answers: Sequence[Output]) -> str:
-    """The classes in the order in which the answers would agree, if there is one such order."""
-    expected = np.array([photo.probabilities for photo in proof.photos], np.float32)
-    found = np.stack([answer.probabilities for answer in answers])
-    distances = np.abs(found[:, :, None] - expected[:, None, :]).max(axis=0)  # (ours, theirs)
-    nearest = distances.argmin(axis=1)
-    if len(set(nearest)) < len(nearest) or distances.min(axis=1).max() > TOLERANCE:
-        return ""
-    return msgspec.json.encode([proof.classes[index] for index in nearest]).decode()

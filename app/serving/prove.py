@@ -8,8 +8,9 @@ from msgspec import Struct
 from app.engines.contract import Engine, Output
 from app.errors import Int8Unavailable, ProofError
 from app.photos.decode import decode
+from app.serving.diagnosis import diagnose
 from app.serving.precision import Precision, compare, measure_gain
-from app.serving.proof import Proof, ProofResult, prove, replay
+from app.serving.proof import Proof, ProofResult, check_classes, disagreement, replay, with_probabilities
 from app.serving.proof import compare as compare_proof
 from app.serving.resolve import Recipe
 from app.types import Float32
@@ -35,13 +36,28 @@ def prove_engine(engine: Engine, recipe: Recipe, proof: Proof | None) -> Proven:
     Raises ProofError if an answer is not the notebook's, or if the settings insist on int8 in vain.
     """
     result, outputs = None, list[Output]()
+    proof = with_probabilities(proof, recipe.multi_label) if proof else None
     if proof:
-        result, outputs = prove(proof, recipe.classes, engine.bind, recipe.preprocess, recipe.exif)
+        result, outputs = _replayed(engine, recipe, proof)
         logger.info(
             "the proof agrees: %d photos, largest difference %.5f", result.photos, result.worst_difference
         )
     proven = Proven(engine, Precision("float32", "the setting precision"), result, outputs)
     return proven if recipe.precision == "float32" else _select_precision(proven, recipe, proof)
+
+
+def _replayed(engine: Engine, recipe: Recipe, proof: Proof) -> tuple[ProofResult, list[Output]]:
+    """Replay the proof through what is served. Raises ProofError unless all agree: it names the worst photo,
+    and the settings that would make them agree.
+    """
+    check_classes(proof, recipe.classes)
+    outputs = replay(proof, engine.bind, recipe.preprocess, recipe.exif)
+    result = compare_proof(proof, outputs)
+    if result.agrees:
+        return result, outputs
+    logger.info("the proof fails: trying other settings on its photos")
+    cause = diagnose(proof, engine.bind, recipe.preprocess, recipe.exif, outputs)
+    raise ProofError(f"{disagreement(proof, outputs, result)} {cause}")
 
 
 def _select_precision(proven: Proven, recipe: Recipe, proof: Proof | None) -> Proven:

@@ -8,7 +8,7 @@ from app.checkpoints.task import check_task
 from app.engines.contract import Network, fitted
 from app.engines.onnx_file import WholeNetwork
 from app.errors import ArchitectureUnknown, CheckpointError
-from app.graphs.graph import find_graph
+from app.graphs.graph import channels_of, find_graph, with_color
 from app.types import Arrays
 
 AnyNetwork = Network | WholeNetwork
@@ -25,16 +25,17 @@ def recognize(checkpoint: Checkpoint, architecture: str = "") -> AnyNetwork:
     module, names = checkpoint.module, checkpoint.names
     shapes = {names.get(name, name): array.shape for name, array in checkpoint.arrays.items()}
     check_task(shapes, kinds(module) if module else ())
-    graph = find_graph(checkpoint.arrays, architecture)
+    arrays, channels = with_color(checkpoint.arrays), channels_of(checkpoint.arrays)
+    graph = find_graph(arrays, architecture)
     if module is None:
-        return fitted(graph, checkpoint.arrays)
+        return fitted(graph, arrays, channels)
     if strange := strange_modules(module, graph.architecture):
         raise ArchitectureUnknown(
             f"The network in the file has the names and shapes of {graph.architecture}, but not its layers: "
             f"it has {', '.join(sorted(strange))[:200]}."
         )
     try:
-        return fitted(graph, checkpoint.arrays)
+        return fitted(graph, arrays, channels)
     except CheckpointError as error:  # an unknown head, but its modules are in the file
         raise ArchitectureUnknown(str(error)) from error
 

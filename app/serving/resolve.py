@@ -1,24 +1,34 @@
 """Resolving: the settings completed by the file, as the recipe by which photos become answers."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
 from app.checkpoints.reader import Checkpoint
 from app.engines.contract import Recognized
-from app.errors import CheckpointError, ClassesMismatch
+from app.errors import CheckpointError, ClassesMismatch, SettingsError
 from app.photos.decode import Exif
 from app.photos.transforms import Preprocess
-from app.settings import PrecisionName, Settings, with_overrides
+from app.serving.pixels import OF_PIXELS, TEXTS, choose_pixels
+from app.settings import DEMO, HINTS, PrecisionName, Settings, check
+
+DEMO_TRANSFORMS: Final = {  # of examples/train_garments.py
+    "item_tfms": "Resize(224)",
+    "batch_tfms": "[*aug_transforms(), Normalize.from_stats(*imagenet_stats)]",
+}
+WAYS: Final = ("pipeline", *TEXTS)  # to say how photos become pixels, whatever the file says
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
     """How photos become answers: the settings, completed by the checkpoint.
 
-    The fields mean what the settings of the same names mean; `notes` are warnings for the owner.
+    The fields mean what the settings of the same names mean; `notes` are warnings for the owner. `raw_scores`
+    names the loss with which the notebook's own `predict` answers raw scores.
     """
 
     classes: tuple[str, ...]
@@ -32,6 +42,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     engine: str
     precision: PrecisionName
     notes: tuple[str, ...] = ()
+    raw_scores: str = ""
 
 
 def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> Recipe:
@@ -39,33 +50,28 @@ def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> 
 
     Raises CheckpointError if the file needs something that is not reproduced, ClassesMismatch, SettingsError.
     """
-    if checkpoint.export and checkpoint.export.unserved and not settings.is_set("pipeline"):
+    if checkpoint.export and checkpoint.export.unserved and not any(map(settings.is_set, WAYS)):
         raise CheckpointError(
             f"The file is a {checkpoint.export.writer}, and {'; '.join(checkpoint.export.unserved)}. Set "
-            "pipeline (with image_size and what belongs to it) to what comes nearest, and compare with a "
-            "proof."
+            "item_tfms and batch_tfms to what comes nearest, and compare with a proof."
         )
-    known = {"pipeline": "fastai1" if network.generation == 1 else "resize", **checkpoint.known}
-    if network.size:
-        known["image_size"] = network.size
-    silent = {name for name in known if not settings.is_set(name) or getattr(settings, name) == "auto"}
-    notes = [
+    demo = DEMO_TRANSFORMS if Path(settings.model_url) == DEMO else {}
+    pixels = choose_pixels(settings, {**checkpoint.known, **demo}, network)
+    known = {name: value for name, value in checkpoint.known.items() if name not in OF_PIXELS}
+    silent = {name for name in known if not settings.is_set(name)}
+    notes = [*pixels.notes]
+    notes += [
         f"{name} is {shown(getattr(settings, name))} in the settings, but the file says {shown(value)}: "
         "the setting is used"
-        for name, value in checkpoint.known.items()
+        for name, value in known.items()
         if name not in {*silent, "classes"} and not _same(getattr(settings, name), value)
     ]
     notes += checkpoint.warnings
-    complete = with_overrides(settings, {name: known[name] for name in silent})
-    if network.size and complete.image_size != network.size:
-        raise CheckpointError(
-            "The network takes pictures of {} x {} px only, but image_size is {}: take it out of the "
-            "settings.".format(*network.size, complete.image_size)
-        )
+    complete = _with_overrides(settings, {name: known[name] for name in silent})
     notes += _check_classes(complete.classes, checkpoint.known.get("classes", ()), network.outputs)
     return Recipe(
         classes=complete.classes,
-        preprocess=_preprocess(complete),
+        preprocess=pixels.preprocess,
         exif=complete.exif,
         jpeg_downscale=complete.jpeg_downscale,
         multi_label=complete.multi_label,
@@ -75,21 +81,24 @@ def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> 
         engine=complete.engine,
         precision=complete.precision,
         notes=tuple(notes),
+        raw_scores=checkpoint.export.raw_scores if checkpoint.export else "",
     )
 
 
-def _preprocess(complete: Settings) -> Preprocess:
-    """Return the pipeline that complete settings name."""
-    return Preprocess(
-        pipeline="resize" if complete.pipeline == "auto" else complete.pipeline,
-        size=complete.image_size,
-        method=complete.resize_method,
-        pad_mode=complete.pad_mode,
-        presize=complete.presize,
-        val_xtra=complete.val_xtra,
-        mean=complete.mean,
-        std=complete.std,
-    )
+def _with_overrides(settings: Settings, known: Mapping[str, Any]) -> Settings:
+    """Return the settings with a checkpoint's own values. Raises SettingsError if one cannot be served."""
+    values = {name: getattr(settings, name) for name in (*HINTS, "explicit")}
+    try:
+        merged = {name: value for name, value in (values | dict(known)).items() if name != "classes" or value}
+        result = msgspec.convert(merged, Settings)
+    except msgspec.ValidationError as error:
+        expected, _, path = str(error).partition(" - at `$.")
+        name = path.rstrip("`").partition("[")[0]
+        raise SettingsError(
+            f"The checkpoint says {name} is {known.get(name)!r}. {expected}. Set {name} in the settings."
+        ) from error
+    check(result)
+    return result
 
 
 def _check_classes(classes: Sequence[str], known: Sequence[str], outputs: int) -> list[str]:

@@ -74,7 +74,7 @@ class Pages:
         """Take from the card what the settings do not say: the classes, and how photos must be sent."""
         self.classes = card.classes
         # both are judged by differences that a photo of another size already makes
-        self._exactly = card.proof is not None or card.preprocess.pipeline == "fastai1"
+        self._exactly = card.proof is not None or not card.preprocess.scalable
 
     def index(self, phase: str) -> str:
         """The page, while opening the model is in this phase."""

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from app.checkpoints.budget import Budget
-from app.checkpoints.learner_export import _fastai1_transforms, _pair, _resampling
 from app.checkpoints.reader import Checkpoint, read_checkpoint
+from app.checkpoints.transforms import read_databunch, read_transforms
 from app.checkpoints.unpickler import Unpickler
 from app.errors import ArchitectureUnknown, CheckpointError
 from app.graphs.export import create_body
@@ -21,7 +21,8 @@ from app.serving.recognize import recognize
 from tests.conftest import BEARS, DATA, IMAGES
 
 V1 = DATA / "v1"
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET = "Normalize.from_stats([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])"
+V1_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def exported(learn: Any, name: str = "export.pkl") -> Checkpoint:
@@ -45,14 +46,17 @@ def assert_known(checkpoint: Checkpoint, **expected: Any) -> None:
 @pytest.mark.parametrize(
     ("item", "options", "expected"),
     [
-        (("Resize", 224, {}), {}, {"pipeline": "resize", "image_size": (224, 224), "resize_method": "crop"}),
+        (
+            ("Resize", 224, {}),
+            {},
+            {"item_tfms": "[Resize(size=(224, 224), pad_mode='reflection')]", "batch_tfms": f"[{IMAGENET}]"},
+        ),
         (
             ("Resize", (192, 256), {"method": "pad", "pad_mode": "zeros"}),
             {"stats": None},
             {
-                "image_size": (192, 256),
-                "resize_method": "pad",
-                "pad_mode": "zeros",
+                "item_tfms": "[Resize(size=(192, 256), method='pad', pad_mode='zeros')]",
+                "batch_tfms": "[]",
                 "mean": (0, 0, 0),
                 "std": (1, 1, 1),
             },
@@ -61,21 +65,17 @@ def assert_known(checkpoint: Checkpoint, **expected: Any) -> None:
             ("RandomResizedCrop", (96, 128), {"val_xtra": 0.3}),
             {"stats": ((0.5,) * 3, (0.25,) * 3)},
             {
-                "pipeline": "random_resized_crop",
-                "image_size": (96, 128),
-                "val_xtra": 0.3,
-                "mean": (0.5,) * 3,
-                "std": (0.25,) * 3,
+                "item_tfms": "[RandomResizedCrop(size=(96, 128), val_xtra=0.3)]",
+                "batch_tfms": "[Normalize.from_stats([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])]",
             },
         ),
         (
             ("Resize", 460, {"method": "squish"}),
             {"batch_size": (192, 256)},
             {
-                "pipeline": "presize",
-                "presize": (460, 460),
-                "image_size": (192, 256),
-                "resize_method": "squish",
+                "item_tfms": "[Resize(size=(460, 460), method='squish', pad_mode='reflection')]",
+                "batch_tfms": "[Flip(size=(192, 256), pad_mode='reflection', align_corners=True), "
+                f"{IMAGENET}]",
             },
         ),
     ],
@@ -90,7 +90,7 @@ def test_an_export_of_v2_tells_what_its_learner_does(
     assert checkpoint.export is not None
     assert (checkpoint.export.writer, checkpoint.export.unserved) == ("fastai v2 learn.export", ())
     assert_same_arrays(checkpoint, learn.model)
-    assert_known(checkpoint, **{"classes": BEARS, "multi_label": False, **IMAGENET, **expected})
+    assert_known(checkpoint, **{"classes": BEARS, "multi_label": False, **expected})
 
 
 def learner_of_labels(
@@ -128,36 +128,91 @@ def test_several_labels_a_photo_are_known_with_their_threshold(vision: Any, tmp_
     assert_known(exported(learn), classes=("a", "b", "c"), multi_label=True, threshold=0.2)
 
 
-def test_a_transform_that_is_not_reproduced_is_named(vision: Any, make_learner: Callable[..., Any]) -> None:
-    learn = make_learner("squeezenet1_1", [vision.Resize(64), vision.CropPad(48)])
+def test_a_transform_of_ones_own_is_named(vision: Any, make_learner: Callable[..., Any]) -> None:
+    class Dimmed(vision.DisplayedTransform):
+        def encodes(self, photo: vision.PILImage) -> Any:
+            return photo.point(lambda value: value // 2)
+
+    globals()["Dimmed"], Dimmed.__qualname__ = Dimmed, "Dimmed"  # as a notebook's own class is pickled
+    found = exported(make_learner("squeezenet1_1", [vision.Resize(64), Dimmed()])).export
+    assert found is not None
+    assert found.unserved == (f"it uses {__name__}.Dimmed, which is not reproduced",)
+
+
+def test_what_opens_the_photos_is_named_unless_it_is_fastais_own(vision: Any, tmp_path: Path) -> None:
+    block = vision.TransformBlock(
+        type_tfms=[vision.PILImage.create, darker], batch_tfms=vision.IntToFloatTensor
+    )
+    data = vision.DataBlock((block, vision.CategoryBlock), get_y=label, item_tfms=vision.Resize(32))
+    found = exported(tiny_learner(vision, data.dataloaders(IMAGES[:8], bs=2, num_workers=0), tmp_path)).export
+    assert found is not None
+    assert found.unserved == ("its photos are opened by darker, which is not PILImage.create",)
+
+
+def test_gray_photos_are_known(vision: Any, tmp_path: Path) -> None:
+    blocks = (vision.ImageBlock(vision.PILImageBW), vision.CategoryBlock)
+    data = vision.DataBlock(blocks, get_y=label, item_tfms=vision.Resize(32))
+    dls = data.dataloaders(IMAGES[:8], bs=2, num_workers=0)
+    assert exported(tiny_learner(vision, dls, tmp_path)).known["gray"] is True
+
+
+@pytest.mark.parametrize(
+    ("loss", "raw_scores"),
+    [
+        (torch.nn.CrossEntropyLoss(), "CrossEntropyLoss"),
+        (torch.nn.functional.cross_entropy, "cross_entropy"),
+        (None, ""),
+    ],
+    ids=["a module", "a function", "fastai's"],
+)
+def test_a_loss_with_which_predict_answers_raw_scores_is_named(
+    loss: Any, raw_scores: str, vision: Any, tmp_path: Path
+) -> None:
+    learn = learner_of_labels(vision, tmp_path, list("ababab"), loss_func=loss)
     found = exported(learn).export
     assert found is not None
-    assert found.unserved == ("it uses CropPad, which is not reproduced",)
+    assert (found.raw_scores, found.known["multi_label"]) == (raw_scores, False)
+
+
+def darker(photo: Any) -> Any:
+    return photo.point(lambda value: value // 2)
+
+
+def label(path: Path) -> str:
+    return "ab"[len(path.name) % 2]
+
+
+def tiny_learner(vision: Any, dls: Any, folder: Path) -> Any:
+    body = torch.nn.Sequential(torch.nn.LazyConv2d(4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model = torch.nn.Sequential(body, torch.nn.Linear(4, 2))
+    model(dls.one_batch()[0])
+    learn = vision.Learner(dls, model)
+    learn.path = folder
+    return learn
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("export.pkl", {"classes": BEARS, "image_size": (224, 224), "resize_method": "crop", **IMAGENET}),
+        ("export.pkl", {"classes": BEARS, "ds_tfms": "get_transforms(), size=224", **V1_IMAGENET}),
         (
             "squished.pkl",  # size=(96, 128), and no normalize()
             {
                 "classes": BEARS,
-                "image_size": (96, 128),
-                "resize_method": "squish",
+                "ds_tfms": "get_transforms(), size=(96, 128)",
                 "mean": (0, 0, 0),
                 "std": (1, 1, 1),
             },
         ),
-        ("numbers.pkl", {"classes": ("5", "6", "7"), "image_size": (64, 64), **IMAGENET}),
-        ("several-labels.pkl", {"classes": (*BEARS, "x "), "multi_label": True, "image_size": (64, 64)}),
+        ("numbers.pkl", {"classes": ("5", "6", "7"), "ds_tfms": "get_transforms(), size=64", **V1_IMAGENET}),
+        ("several-labels.pkl", {"classes": (*BEARS, "x "), "multi_label": True}),
     ],
 )
 def test_an_export_of_real_v1_tells_what_its_learner_does(name: str, expected: dict[str, Any]) -> None:
     checkpoint = read_checkpoint(V1 / name)
     assert checkpoint.export is not None
     assert checkpoint.export.writer == "fastai v1 learn.export"
-    assert_known(checkpoint, pipeline="fastai1", **expected)
+    assert_known(checkpoint, **expected)
     assert all(array.size for array in checkpoint.arrays.values())
 
 
@@ -169,10 +224,11 @@ def test_an_export_of_real_v1_holds_the_weights_that_its_learner_saved() -> None
     assert json.loads((V1 / "meta.json").read_text())["classes"] == list(export.known["classes"])
 
 
-def test_padding_of_v1_is_not_reproduced_and_said() -> None:
+def test_padding_of_v1_is_known() -> None:
     export = read_checkpoint(V1 / "several-labels.pkl").export
     assert export is not None
-    assert export.unserved == ("it uses v1's resize_method pad, which is not reproduced",)
+    assert export.unserved == ()
+    assert export.known["ds_tfms"] == "get_transforms(), size=64, resize_method=ResizeMethod.PAD"
 
 
 def test_a_data_export_of_v1_is_named_for_what_it_is() -> None:
@@ -236,8 +292,8 @@ def by_name(value: Any) -> Any:
 def test_the_attributes_of_fastai_2_0_are_understood() -> None:
     size = Named("fastcore.utils", "Tuple", (96, 64))
     resize = by_name(Named("fastai2.vision.augment", "Resize", size=size, mode=3))
-    assert _pair(resize.get("size")) == (96, 64)
-    assert _resampling(resize) == 3
+    known, unserved = read_transforms([resize], [], lambda tensor: np.zeros(3))
+    assert (known["item_tfms"], unserved) == ("[Resize(size=(64, 96), resamples=(3, 0))]", [])
 
 
 @pytest.mark.parametrize("function", ["_rebuild_from_type", "_fa_rebuild_tensor"])
@@ -269,13 +325,11 @@ def test_another_crop_of_v1_than_the_central_one_is_said() -> None:
         crop = Named("fastai.vision.image", "TfmCrop", func=type(name, (), {"__module__": "fastai"}))
         return Named("fastai.vision.image", "RandTransform", tfm=crop, kwargs=chosen)
 
-    usual, random, other = (
-        transform("_crop_pad"),
-        transform("_crop_pad", row_pct=(0, 1)),
-        transform("_rotate"),
-    )
-    assert _fastai1_transforms([by_name(usual)]) == []
-    assert _fastai1_transforms([by_name(random), by_name(other)]) == [
+    def unserved(*transforms: Any) -> list[str]:
+        return read_databunch({}, [by_name(each) for each in transforms], None, lambda tensor: np.zeros(3))[1]
+
+    assert unserved(transform("_crop_pad")) == []
+    assert unserved(transform("_crop_pad", row_pct=(0, 1)), transform("_rotate")) == [
         "it uses v1's crop_pad at validation, which is not reproduced",
         "it uses v1's rotate at validation, which is not reproduced",
     ]

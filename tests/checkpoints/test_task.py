@@ -197,11 +197,10 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
         "The file is a network for videos or volumes, not for photos: it convolves over three dimensions "
         "(0.weight of (4, 3, 3, 3, 3))." + ELSEWHERE,
     ),
-    "gray": (
-        lambda: torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(4, 2)),
-        "The file is a network for gray pictures, not for color photos: none of its convolutions takes 3 "
-        "channels (0.weight of (4, 1, 3, 3)). Train it on color pictures; fastai's PILImage converts gray "
-        "ones.",
+    "other channels": (
+        lambda: torch.nn.Sequential(torch.nn.Conv2d(5, 4, 3), torch.nn.Linear(4, 2)),
+        "The file is a network for pictures of other channels, not for photos: none of its convolutions takes "
+        "3 channels, and the first not 1 (0.weight of (4, 5, 3, 3))." + ELSEWHERE,
     ),
     "rows": (
         lambda: torch.nn.Sequential(torch.nn.Linear(784, 20), torch.nn.ReLU(), torch.nn.Linear(20, 10)),

@@ -10,23 +10,23 @@ import requests
 import torch
 from PIL import Image
 
-from app.engines.grad_cam import grad_cam, overlay, visible_region
+from app.engines.grad_cam import grad_cam, overlay
 from app.engines.head import read_head
 from app.errors import NotExplained
 from app.photos.transforms import Preprocess
-from tests.conftest import BEARS, DATA, SECONDS, ServerProcess, image_bytes
+from tests.conftest import BEARS, DATA, SECONDS, ServerProcess, image_bytes, named
 from tests.engines.test_head import CHANNELS, VARIANTS, arrays_of, feature_map, spread
 
 PHOTO = image_bytes("a05_640x480.jpg")
 PIPELINES = [
-    Preprocess(),
-    Preprocess(method="squish"),
-    Preprocess(method="pad", pad_mode="zeros"),
-    Preprocess(pipeline="random_resized_crop"),
-    Preprocess(pipeline="presize"),
-    Preprocess(pipeline="fastai1"),
-    Preprocess(pipeline="fastai1", method="squish"),
-    Preprocess(size=(128, 224)),
+    named(),
+    named(method="squish"),
+    named(method="pad", pad_mode="zeros"),
+    named("random_resized_crop"),
+    named("presize"),
+    named("fastai1"),
+    named("fastai1", method="squish"),
+    named(size=(128, 224)),
 ]
 
 
@@ -62,7 +62,7 @@ def test_what_is_seen_of_a_photo_is_what_the_pipeline_keeps(
     grid = np.stack(np.broadcast_arrays(across[np.newaxis, :], down[:, np.newaxis], 128.0), axis=2)
     pixels = preprocess(Image.fromarray(grid.round().astype(np.uint8)))
     shares = pixels * np.reshape(preprocess.std, (3, 1, 1)) + np.reshape(preprocess.mean, (3, 1, 1))
-    left, top, width, height = visible_region(preprocess, *size)
+    left, top, width, height = preprocess.shown(*size[::-1])[0]
     rows, columns = shares.shape[1:]
     # the positions that the region gives to the middle row and column, where no padding is
     expected_across = left + (np.arange(columns) + 0.5) / columns * width
@@ -87,7 +87,7 @@ def test_the_overlay_is_clear_outside_the_region_and_brightest_where_the_heat_is
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000), (2000, 150)], ids=str)
 def test_an_overlay_has_the_shape_of_any_photo(size: tuple[int, int]) -> None:
-    png = overlay(np.eye(3, dtype=np.float32), visible_region(Preprocess(), *size), *size)
+    png = overlay(np.eye(3, dtype=np.float32), named().shown(*size[::-1])[0], *size)
     width, height = Image.open(io.BytesIO(png)).size
     assert max(width, height) == 256
     assert width / height == pytest.approx(max(size[0] / size[1], 1 / 256), rel=0.05)

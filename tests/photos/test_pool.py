@@ -12,8 +12,7 @@ from PIL import Image, _imaging
 from app.errors import BadImage, Unavailable
 from app.photos.decode import decode
 from app.photos.pool import Decoder, Room
-from app.photos.transforms import Preprocess
-from tests.conftest import SECONDS, image_bytes
+from tests.conftest import SECONDS, image_bytes, named
 
 PHOTO = image_bytes("b00_12mp_4000x3000.jpg")
 
@@ -43,7 +42,7 @@ def test_a_photo_whose_turn_comes_too_late_is_not_decoded() -> None:
 
 
 def test_a_large_jpeg_is_decoded_reduced_where_that_is_allowed_and_looks_the_same() -> None:
-    preprocess = Preprocess()
+    preprocess = named()
     image = applied(Decoder("turn", preprocess.least), PHOTO)
     assert image.size == (2000, 1500)  # 1000 x 750 would be less than four times 224
     assert np.abs(preprocess(image) - preprocess(decode(PHOTO))).max() < 3 * (1 / 255 / 0.224)

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from app.errors import BadImage
-from app.photos.transforms import Preprocess, fastai1
+from app.photos.transforms import Preprocess
 from app.types import Size
+from tests.conftest import named
 
 # sizes at which a rounding or an axis decides: narrow, square, one above, one below, tiny, and a large one
 SIZES = [(224, 224), (223, 225), (449, 448), (640, 480), (1, 1), (3, 200), (1600, 120), (2500, 2500)]
@@ -30,8 +31,8 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def unnormalized(pipeline: Any, size: Size = (224, 224), **options: Any) -> Preprocess:
-    return Preprocess(pipeline, size, mean=(0, 0, 0), std=(1, 1, 1), **options)
+def unnormalized(name: Any, size: Size = (224, 224), **options: Any) -> Preprocess:
+    return named(name, size, mean=(0, 0, 0), std=(1, 1, 1), **options)
 
 
 # --- the pipelines -----------------------------------------------------------------------------------------
@@ -112,7 +113,7 @@ def test_fastai1_is_what_torch_makes_of_fastai_v1s_operations(size: Size, method
     for width, height in SIZES:
         image = photo(width, height)
         difference = np.abs(
-            fastai1(image, size, method).transpose(2, 0, 1) - torch_fastai1(image, size, method)
+            unnormalized("fastai1", size, method=method)(image) - torch_fastai1(image, size, method)
         )
         assert difference.max() <= 2e-4, (width, height)  # torch rounds positions to float32; this is noise
 
@@ -132,7 +133,7 @@ def test_normalization_is_fastais(vision: Any) -> None:
     image = photo(224, 224)
     tensor = vision.TensorImage(torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float() / 255)
     expected = vision.Normalize.from_stats(*vision.imagenet_stats, cuda=False)(tensor)[0].numpy()
-    np.testing.assert_allclose(Preprocess("resize")(image), expected, atol=1e-6)
+    np.testing.assert_allclose(named("resize")(image), expected, atol=1e-6)
 
 
 def test_padding_cannot_be_made_to_fill_the_memory() -> None:

@@ -20,17 +20,16 @@ from app.engines.onnx_runtime import GraphEngine
 from app.errors import ProofError
 from app.graphs.graph import FOLDER, Graph, find_graph, shipped_graphs
 from app.graphs.quantize import quantize_graph
-from app.photos.transforms import Preprocess
 from app.serving.precision import Precision, compare, measure_gain
 from app.serving.predictor import Predictor
 from app.settings import Settings
-from tests.conftest import bears_environment, open_predictor, run_app
+from tests.conftest import bears_environment, named, open_predictor, run_app
 
 pytestmark = pytest.mark.torch
 SIDE = 64
 STRIPES = ("across", "both", "down")
 QUANTISED = [graph for graph in shipped_graphs() if graph.int8]
-PREPROCESS = Preprocess(size=(SIDE, SIDE))
+PREPROCESS = named(size=(SIDE, SIDE))
 
 
 def striped(kind: int, random: np.random.Generator) -> Image.Image:

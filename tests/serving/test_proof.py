@@ -15,12 +15,20 @@ from PIL import Image
 from app.checkpoints.reader import read_checkpoint
 from app.errors import ProofError
 from app.photos.decode import decode
-from app.photos.transforms import Preprocess
 from app.serving.predictor import Predictor
 from app.serving.proof import TOLERANCE, read_proof
 from app.serving.recognize import recognize
 from app.settings import Settings
-from tests.conftest import BEARS, DATA, ENGINES, V1_CHECKPOINT, bears_environment, open_predictor, run_app
+from tests.conftest import (
+    BEARS,
+    DATA,
+    ENGINES,
+    V1_CHECKPOINT,
+    bears_environment,
+    named,
+    open_predictor,
+    run_app,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +110,7 @@ def test_familiarity_is_the_cosine_of_the_features_that_torch_computes(proof: st
 
     def features(data: bytes) -> Any:
         with torch.no_grad():
-            pixels = torch.from_numpy(Preprocess("fastai1")(decode(data, "ignore")))[None]
+            pixels = torch.from_numpy(named("fastai1")(decode(data, "ignore")))[None]
             return model[1][:2](model[0](pixels))
 
     known = [features((DATA / "images" / name).read_bytes()) for name in NAMES]
@@ -219,7 +227,7 @@ def test_a_proof_of_another_training_is_refused_without_a_guess(
     tmp_path: Path, v1_predictions: dict[str, np.ndarray]
 ) -> None:
     others = {name: np.array([0.2, 0.5, 0.3], np.float32) for name in v1_predictions}
-    with pytest.raises(ProofError, match="No single setting makes them agree"):
+    with pytest.raises(ProofError, match="Neither one setting nor two make them agree"):
         opened(write_proof(tmp_path, others))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 import pytest
 import requests
 import torch
@@ -17,19 +18,16 @@ from app.checkpoints.reader import Checkpoint, read_checkpoint
 from app.checkpoints.records import Call, Global
 from app.errors import CheckpointError, ClassesMismatch, SettingsError
 from app.photos.decode import decode
-from app.photos.transforms import IMAGENET_STD, Preprocess
 from app.serving.resolve import Recipe, resolve
 from app.settings import Settings, load_settings
-from tests.conftest import BEARS, DATA, IMAGES, SECONDS, V1_CHECKPOINT, ServerProcess, run_app
+from tests.conftest import BEARS, DATA, IMAGES, SECONDS, V1_CHECKPOINT, ServerProcess, named, run_app
 from tests.serving.test_predictor import ask, opened
 
 V1_EXPORT = DATA / "v1" / "export.pkl"
 KNOWN = {
     "classes": ("a", "b"),
-    "pipeline": "presize",
-    "presize": (320, 320),
-    "image_size": (192, 192),
-    "mean": (0.5,) * 3,
+    "item_tfms": "Resize(320)",
+    "batch_tfms": "[*aug_transforms(size=192), Normalize.from_stats([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])]",
 }
 
 
@@ -45,6 +43,7 @@ class Facts(NamedTuple):
     generation: int = 2
     outputs: int = 2
     size: tuple[int, int] | None = None
+    channels: int = 3
     writer: str = "fastai v2"
 
 
@@ -72,7 +71,8 @@ def test_an_export_of_v2_answers_as_its_learner_predicts(
     learn.export("export.pkl")
     photos = IMAGES[::9]
     answers = ask(
-        Settings(model_url=str(learn.path / "export.pkl"), exif="ignore"), *(p.read_bytes() for p in photos)
+        Settings(model_url=str(learn.path / "export.pkl"), exif="ignore", pillow=PIL.__version__),
+        *(p.read_bytes() for p in photos),
     )
     for photo, answer in zip(photos, answers, strict=True):
         with learn.no_bar(), learn.no_logging():
@@ -85,9 +85,9 @@ def test_the_file_fills_in_settings_that_are_silent() -> None:
     recipe = completed(export_of(**KNOWN))
     assert recipe.notes == ()
     assert recipe.classes == ("a", "b")
-    assert recipe.preprocess == Preprocess(
-        "presize", size=(192, 192), presize=(320, 320), mean=(0.5,) * 3, std=IMAGENET_STD
-    )
+    expected = named("presize", (192, 192), presize=(320, 320), mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert recipe.preprocess.steps == expected.steps
+    assert (recipe.preprocess.mean, recipe.preprocess.std) == (expected.mean, expected.std)
 
 
 def test_a_setting_that_contradicts_the_file_is_used_and_warned_of() -> None:
@@ -117,15 +117,15 @@ def test_without_class_names_the_error_says_how_many_are_to_be_listed() -> None:
 
 
 def test_unreproduced_transforms_are_refused_until_the_settings_name_a_pipeline() -> None:
-    with pytest.raises(CheckpointError, match=r"it uses CropPad, which is not reproduced\. Set pipeline"):
+    with pytest.raises(CheckpointError, match=r"it uses CropPad, which is not reproduced\. Set item_tfms"):
         completed(export_of("it uses CropPad, which is not reproduced", **KNOWN))
     recipe = completed(export_of("it uses CropPad, which is not reproduced", **KNOWN), pipeline="resize")
-    assert recipe.preprocess.pipeline == "resize"
+    assert recipe.preprocess.words == ("Resize(192)",)
 
 
 def test_a_file_cannot_exceed_the_range_of_a_setting() -> None:
-    with pytest.raises(SettingsError, match=r"The checkpoint says image_size is \(9, 9\)"):
-        completed(export_of(**{**KNOWN, "image_size": (9, 9)}))
+    with pytest.raises(SettingsError, match="The checkpoint says threshold is 7"):
+        completed(export_of(**KNOWN, threshold=7.0))
 
 
 def test_a_network_of_one_size_gets_it() -> None:
@@ -141,7 +141,7 @@ def test_the_settings_that_inspect_prints_serve_the_file(tmp_path: Path) -> None
     assert "squeezenet1_1" in done.stdout and "fastai v1" in done.stdout
     file = tmp_path / "settings.toml"
     file.write_text(done.stdout.partition("# settings.toml\n")[2])
-    assert opened(load_settings(file, {})).card.preprocess.pipeline == "fastai1"
+    assert opened(load_settings(file, {})).card.preprocess.transforms == named("fastai1").words
 
 
 def test_inspect_says_all_of_an_export_to_programs() -> None:
@@ -151,7 +151,7 @@ def test_inspect_says_all_of_an_export_to_programs() -> None:
         list(BEARS),
         True,
     )
-    assert report["transforms"]["image_size"] == [224, 224]
+    assert report["transforms"]["ds_tfms"] == "get_transforms(), size=224"
     assert "classes" not in tomllib.loads(report["settings"])
 
 
@@ -198,7 +198,7 @@ def test_an_onnx_file_with_its_own_weights_is_served(tmp_path: Path, softmax: bo
     for photo, answer in zip(IMAGES[:3], answers, strict=True):
         with torch.no_grad():
             scores = Small.forward(
-                model, torch.from_numpy(predictor.card.preprocess(decode(photo.read_bytes())))[None]
+                model, torch.from_numpy(named("resize", (64, 64))(decode(photo.read_bytes())))[None]
             )
         expected = scores if softmax else scores.softmax(1)
         assert answer.confidence == pytest.approx(float(expected.max()), abs=1e-4)
@@ -230,7 +230,8 @@ def test_a_network_without_a_shipped_graph_is_rebuilt_from_its_export_once(
     assert first.card.architecture.startswith("export-")
     arrays = read_checkpoint(export).arrays
     with torch.no_grad():
-        x = torch.from_numpy(first.card.preprocess(decode(IMAGES[0].read_bytes(), "ignore")))[None]
+        squished = named("fastai1", (96, 128), (0.0,) * 3, (1.0,) * 3, method="squish")
+        x = torch.from_numpy(squished(decode(IMAGES[0].read_bytes(), "ignore")))[None]
         for layer in ("0.0", "1.0", "2.0"):
             weight, bias = (torch.from_numpy(arrays[f"{layer}.{n}"].copy()) for n in ("weight", "bias"))
             x = torch.nn.functional.conv2d(x, weight, bias, stride=2, padding=1).relu()

@@ -14,8 +14,7 @@ from PIL import Image
 
 from app import errors
 from app.errors import SettingsError
-from app.photos.transforms import Preprocess
-from app.serving.card import ModelCard
+from app.serving.card import ModelCard, Pixels
 from app.serving.precision import Precision
 from app.serving.predictor import Prediction, Score
 from app.serving.proof import ProofResult
@@ -26,13 +25,15 @@ from tests.conftest import BEARS, ROOT, SECONDS, ServerProcess, image_bytes
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 PHOTO = image_bytes("a05_640x480.jpg")
+PIXELS = Pixels(("Resize(224)",), (224, 224), (0.5,) * 3, (0.25,) * 3, gray=False, scalable=True)
 CARD = ModelCard(
     "resnet34",
     BEARS,
     2,
     "save",
     "onnx",
-    Preprocess(),
+    PIXELS,
+    "softmax",
     "turn",
     None,
     Precision("float32", "default"),
@@ -263,5 +264,5 @@ def test_photos_are_scaled_where_that_does_not_change_the_answer() -> None:
     assert scaling(Pages(settings())) == "over"  # it is not known yet what is served
     assert scaling(Pages(settings()), proof=None) == "large"
     assert scaling(Pages(settings()), proof=ProofResult(3, "x", 0.0, 0)) == "over"
-    assert scaling(Pages(settings()), preprocess=Preprocess(pipeline="fastai1")) == "over"
+    assert scaling(Pages(settings()), preprocess=replace(PIXELS, scalable=False)) == "over"
     assert scaling(Pages(settings(exif="ignore")), proof=None) == "never"

@@ -1,0 +1,102 @@
+"""How torchvision and timm evaluate their own networks: sizes, filter and statistics by architecture.
+
+`evaluations.json` beside this module is written by `python -m app.graphs.evaluations` from the two libraries:
+torchvision 0.28's first published weights, timm 1.0.31's default ones.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from app.graphs.graph import shipped_graphs
+from app.photos.resample import Filter
+from app.photos.torchvision_steps import CenterCrop, TorchvisionResize
+from app.photos.transforms import Step
+from app.types import Size
+
+FILE: Final = Path(__file__).with_name("evaluations.json")
+
+
+class Evaluation(Struct, frozen=True):
+    """`resize` is what the shorter side becomes, `crop` the side of the center that the network is shown.
+
+    With `squash` both sides become `resize`. `resample` is Pillow's name of the filter.
+    """
+
+    library: str
+    resize: int
+    crop: int
+    resample: Filter
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    squash: bool = False
+
+    def steps(self, size: Size | None = None) -> tuple[Step, ...]:
+        """Return torchvision's transforms that do this, scaled to another size where one is given."""
+        crop = size or (self.crop, self.crop)
+        resize = round(self.resize * min(crop) / self.crop)
+        target = (resize, resize) if self.squash else resize
+        return TorchvisionResize(target, self.resample), CenterCrop(crop)
+
+
+def evaluation_of(architecture: str) -> Evaluation | None:
+    """Return how an architecture's library evaluates it; None where it has published no weights."""
+    return msgspec.json.decode(FILE.read_bytes(), type=dict[str, Evaluation]).get(architecture)
+
+
+def _evaluations() -> Iterator[tuple[str, Evaluation]]:
+    """Yield what the libraries say of every shipped graph."""
+    from app.graphs.export import import_fastai
+
+    models = import_fastai().models
+    for graph in shipped_graphs():
+        name = graph.architecture
+        if hasattr(models, name) and not name.startswith("x"):  # fastai's xresnets were never published
+            yield name, _of_torchvision(name)
+        elif found := _of_timm(name.removeprefix("timm.")):
+            yield name, found
+
+
+def _of_torchvision(name: str) -> Evaluation:
+    import importlib
+
+    models = importlib.import_module("torchvision.models")
+    first: Any = next(iter(models.get_model_weights(name)))
+    preset = first.transforms()
+    return Evaluation(
+        "torchvision",
+        preset.resize_size[0],
+        preset.crop_size[0],
+        preset.interpolation.value,
+        tuple(preset.mean),
+        tuple(preset.std),
+    )
+
+
+def _of_timm(name: str) -> Evaluation | None:
+    import importlib
+
+    timm = importlib.import_module("timm")
+    if name not in timm.list_models():  # fastai's own
+        return None
+    configuration = timm.get_pretrained_cfg(name)
+    if configuration.crop_mode == "border":
+        return None
+    crop = configuration.input_size[1]
+    return Evaluation(
+        "timm",
+        math.floor(crop / configuration.crop_pct),
+        crop,
+        configuration.interpolation,
+        tuple(configuration.mean),
+        tuple(configuration.std),
+        configuration.crop_mode == "squash",
+    )
+
+
+if __name__ == "__main__":
+    FILE.write_bytes(msgspec.json.format(msgspec.json.encode(dict(_evaluations()))) + b"\n")
