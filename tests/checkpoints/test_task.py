@@ -199,8 +199,8 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
     ),
     "other channels": (
         lambda: torch.nn.Sequential(torch.nn.Conv2d(5, 4, 3), torch.nn.Linear(4, 2)),
-        "The file is a network for pictures of other channels, not for photos: none of its convolutions takes "
-        "3 channels, and the first not 1 (0.weight of (4, 5, 3, 3))." + ELSEWHERE,
+        "The file is a network for pictures of other channels, not for photos: none of its convolutions "
+        "takes 3 channels, and the first not 1 (0.weight of (4, 5, 3, 3))." + ELSEWHERE,
     ),
     "rows": (
         lambda: torch.nn.Sequential(torch.nn.Linear(784, 20), torch.nn.ReLU(), torch.nn.Linear(20, 10)),
