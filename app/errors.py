@@ -9,6 +9,7 @@
     |  |- CheckpointError            a file that cannot be served
     |  |  |- UnsafeCheckpoint        a pickle that names code
     |  |  |- NotAClassifier          a network of another task, such as texts or boxes
+    |  |  |- ActivationUnknown       a head whose activation is not in its weights
     |  |  |- ArchitectureUnknown     no graph fits its tensors
     |  |  `- ClassesMismatch         the class list does not fit its outputs
     |  |- ProofError                 the predictions differ from the notebook's
@@ -151,6 +152,10 @@ class UnsafeCheckpoint(CheckpointError):
 
 class NotAClassifier(CheckpointError):
     """The file is a network of another task, or not a network."""
+
+
+class ActivationUnknown(CheckpointError):
+    """The weights of a head do not tell the activation between its layers."""
 
 
 class ArchitectureUnknown(CheckpointError):

@@ -56,6 +56,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         str,
         Meta(description="Needed only where the file fits two architectures: the one that was trained."),
     ] = ""
+    head_activation: Annotated[
+        Literal["auto", "none", "relu", "gelu", "silu", "tanh", "hardswish", "leaky_relu"],
+        Meta(description="The activation between the linear layers of your own head, if the file has none."),
+    ] = "auto"
     proof_url: Annotated[
         str,
         Meta(

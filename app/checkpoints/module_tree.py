@@ -4,7 +4,7 @@ Reads the records that `unpickler` makes. Knows nothing of learners, files and s
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -20,12 +20,8 @@ ACTIVATIONS: Final = frozenset(
     "CELU ELU GELU Hardswish HardSwish LeakyReLU Mish MishJit MishJitMe PReLU SELU SiLU Softplus Swish "
     "Tanh".split()
 )
+HEAD: Final = re.compile(r"(1|fc|classifier|head)\.")  # of fastai's, torchvision's and timm's networks
 RECTIFIED: Final = "resnet xresnet wide_resnet resnext densenet vgg alexnet squeezenet regnet".split()
-# The layers of fastai's create_head.
-HEAD: Final = frozenset(
-    "AdaptiveAvgPool2d AdaptiveConcatPool2d AdaptiveMaxPool2d BatchNorm1d Dropout Flatten Identity LinBnDrop "
-    "Linear ReLU Sequential".split()
-)
 
 
 def is_module(value: Any) -> bool:
@@ -55,14 +51,18 @@ def kinds(module: Call) -> set[str]:
     return {str(found.callee) for _, found in _modules(module)}
 
 
+def kinds_of(module: Call, parts: Collection[str]) -> dict[str, str]:
+    """Return the classes of the modules in some parts of a tree, by their names in it, in its order."""
+    found = {prefix.rstrip("."): each.name for prefix, each in _modules(module)}
+    return {name: kind for name, kind in found.items() if name.partition(".")[0] in parts}
+
+
 def strange_modules(module: Call, architecture: str) -> set[str]:
     """Return the classes of modules that compute something else than their names and shapes suggest."""
     strange: set[str] = set()
     if architecture.removeprefix("timm.").startswith(tuple(RECTIFIED)):
-        strange |= {found.name for _, found in _modules(module)} & ACTIVATIONS
-    children = _entries(module, "_modules")
-    if list(children) == ["0", "1"] and is_module(children["1"]):  # fastai's: body and head
-        strange |= {found.name for _, found in _modules(children["1"])} - HEAD
+        body = {found.name for prefix, found in _modules(module) if not HEAD.match(prefix)}
+        strange |= body & ACTIVATIONS
     return strange
 
 

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from msgspec import Struct
 from PIL import Image
 
+from app.checkpoints.module_tree import kinds_of
+from app.checkpoints.records import Call
 from app.engines.head import Head, read_head
 from app.graphs.graph import Graph, channels_of
 from app.photos.transforms import Preprocess
@@ -33,8 +35,9 @@ class Recognized(Protocol):
     """What a recognized network decides before it is built.
 
     `generation` is the generation of fastai that wrote the head: 1 or 2; 0 for other libraries. `outputs` is
-    the number of classes, `size` the only (height, width) that the network takes, None where it takes any,
-    `channels` 3, or 1 for gray pictures. `writer` is the library that the names in the file belong to.
+    the number of classes; `binary` tells whether one output in the file stands for two of them. `size` is the
+    only (height, width) that the network takes, None where it takes any, `channels` is 3, or 1 for gray
+    pictures. `writer` is the library that the names in the file belong to.
     """
 
     @property
@@ -43,6 +46,8 @@ class Recognized(Protocol):
     def generation(self) -> int: ...
     @property
     def outputs(self) -> int: ...
+    @property
+    def binary(self) -> bool: ...
     @property
     def size(self) -> Size | None: ...
     @property
@@ -80,18 +85,28 @@ class Network(Struct, frozen=True):
         return self.graph.size
 
     @property
+    def binary(self) -> bool:
+        """That of the head."""
+        return self.head.binary
+
+    @property
     def writer(self) -> str:
         """That of the head."""
         return WRITERS[self.generation]
 
 
-def fitted(graph: Graph, arrays: Arrays, channels: int = 0) -> Network:
-    """Return the network of a graph that is known to fit. Raises CheckpointError for an unknown head.
+def fitted(
+    graph: Graph, arrays: Arrays, channels: int = 0, module: Call | None = None, activation: str = "auto"
+) -> Network:
+    """Return the network of a graph that is known to fit.
 
-    `channels` are the pictures', where the arrays have more.
+    `channels` are the pictures', where the arrays have more. `module` is the module tree, where the file has
+    it; `activation` the setting `head_activation`. Raises CheckpointError for an unknown head.
     """
     renamed = graph.rename(arrays)
-    head = read_head(renamed, graph.channels, graph.head)
+    parts = {name.partition(".")[0] for name in renamed if not name.startswith("0.")}
+    kinds = kinds_of(module, parts) if module else None
+    head = read_head(renamed, graph.channels, graph.head, kinds, activation)
     return Network(graph, renamed, head, channels or channels_of(arrays))
 
 

@@ -6,22 +6,27 @@ torchvision and timm put behind their own bodies, as the steps that a graph's de
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
+from app.engines.chain import check_widths, read_chain, sides
 from app.engines.layers import BatchNorm, HardSwish, Layer, LayerNorm, Linear, ReLU
-from app.errors import CheckpointError
+from app.errors import ActivationUnknown, CheckpointError
 from app.graphs.graph import EPSILON, WHOLE
 from app.types import Array, Arrays, Float32
 
 MODULES: Final = ({"weight", "bias", "running_mean", "running_var"}, {"weight", "bias"}, {"weight"})
 UNKNOWN_HEAD: Final = (
-    "heads by fastai's create_head are served: pooling, then BatchNorm, Dropout, Linear and ReLU in turn. "
-    'Use engine = "fastai" with your own head, or train with the usual vision_learner(dls, arch)'
+    "save the model as ONNX with torch.onnx.export, which holds its head, and deploy that file"
+)
+USUAL: Final = frozenset(  # classes of the modules in heads of fastai and torchvision, which weights tell
+    "AdaptiveAvgPool2d AdaptiveConcatPool2d AdaptiveMaxPool2d BatchNorm1d Dropout Flatten Hardswish Identity "
+    "LayerNorm LayerNorm2d LinBnDrop Linear ReLU Sequential".split()
 )
 
 
@@ -30,7 +35,8 @@ class Head(Struct, frozen=True):
 
     `generation` is 1 or 2: the fastai that wrote it; 0 for a head of torchvision or timm. `pool` is "concat",
     "average" or "none"; an average is taken over a `grid` of so many windows a side. `before` are layers that
-    work on each position of the feature map before it is pooled.
+    work on each position of the feature map before it is pooled. `binary` tells that the file has one output
+    for two classes.
     """
 
     layers: tuple[Layer, ...]
@@ -39,6 +45,7 @@ class Head(Struct, frozen=True):
     generation: int
     grid: int = 1
     before: tuple[Layer, ...] = ()
+    binary: bool = False
 
     def logits(self, pooled: Float32) -> Float32:
         """(N, features) of `pooled` -> (N, outputs) logits."""
@@ -110,16 +117,91 @@ def sigmoid(logits: Float32) -> Float32:
     return (1 / (1 + np.exp(-logits))).astype(np.float32)
 
 
-def read_head(arrays: Arrays, channels: int, own: Sequence[str] = ()) -> Head:
-    """The head in the entries `1.<index>.<name>` of a fastai state dict, for a body of `channels` channels;
-    without such entries the one that the body's library has, in the steps `own`.
+def read_head(
+    arrays: Arrays,
+    channels: int,
+    own: Sequence[str] = (),
+    kinds: Mapping[str, str] | None = None,
+    activation: str = "auto",
+) -> Head:
+    """Read the head of a state dict whose body has `channels` channels and names that begin with "0.".
 
-    Raises CheckpointError where its entries are not those of fastai's `create_head`, or of those steps.
+    That is the head of fastai's `create_head` ("1.<index>.<name>"), or the one of the body's library, in the
+    steps `own`, or a chain of layers by `kinds` and `activation`, as `chain.read_chain` takes them. Raises
+    CheckpointError where it is none of them.
     """
     if tuple(own) == WHOLE:
         return Head((), "none", channels, 0)
-    if own and not any(name.startswith("1.") for name in arrays):
-        return _own_head(arrays, channels, own)
+    kinds = kinds if kinds and activation == "auto" else {}
+    usual = set(kinds.values()) <= USUAL
+    try:
+        if not usual:
+            raise CheckpointError("The head has other modules than the usual ones.")
+        if not own or any(name.startswith("1.") for name in arrays):
+            head = _fastai_head(arrays, channels)
+        else:
+            head = _own_head(arrays, channels, own, kinds, activation)
+    except ActivationUnknown:
+        raise
+    except CheckpointError as error:
+        try:
+            head = _chain_head(arrays, channels, own, kinds, activation)
+        except ActivationUnknown:
+            raise
+        except CheckpointError:
+            raise error from None  # of the usual heads it says more
+    return _of_two_classes(head) if head.outputs == 1 else head
+
+
+def _of_two_classes(head: Head) -> Head:
+    """Return a head of one output, the logit of the second class, with one of 0 for the first class: the
+    softmax of both is the sigmoid of the one.
+    """
+    last = max(index for index, layer in enumerate(head.layers) if isinstance(layer, Linear))
+    if any(isinstance(layer, BatchNorm | LayerNorm) for layer in head.layers[last:]):
+        raise CheckpointError(f"The head has one output and a norm behind it: {UNKNOWN_HEAD}.")
+    linear = cast(Linear, head.layers[last])
+    weight, bias = (np.concatenate([np.zeros_like(part), part]) for part in (linear.weight, linear.bias))
+    return replace(head, layers=(*head.layers[:last], Linear(weight, bias, False)), outputs=2, binary=True)
+
+
+def _chain_head(
+    arrays: Arrays, channels: int, own: Sequence[str], kinds: Mapping[str, str], activation: str
+) -> Head:
+    """Read a head as a chain of layers behind the pooling of fastai, or of the steps `own`."""
+    if activation == "auto" and not kinds:  # what is asked for must help
+        _chain_head(arrays, channels, own, kinds, "none")
+    fastai = {name: array for name, array in arrays.items() if name.startswith("1.")}
+    layers = read_chain(fastai or _outside_body(arrays), kinds, activation)
+    linear = [layer for layer in layers if isinstance(layer, Linear)]
+    if not linear:
+        raise CheckpointError(f"The file has no linear layer behind its body: {UNKNOWN_HEAD}.")
+    steps = [step.partition(" ") for step in own]
+    grid = next((int(argument) for kind, _, argument in steps if kind == "average"), 1)
+    first = next(each[0] for layer in layers if (each := sides(layer)))
+    mapped = not own or any(kind == "average" for kind, *_ in steps)
+    pools = {channels * grid**2: ("average", grid), channels: ("average" if mapped else "none", 1)}
+    if fastai:
+        pools[channels * 2] = ("concat", 1)
+    before: tuple[Layer, ...] = ()
+    if steps and not fastai and (steps[0][0] != "average" and mapped):
+        if steps[0][0] != "relu" or steps[1][0] != "average":
+            raise CheckpointError(f"The head is another one than its library puts there: {UNKNOWN_HEAD}.")
+        before = (ReLU(),)
+    if first not in pools:
+        raise CheckpointError(
+            f"The head takes {first} features, but the body gives {channels}: {UNKNOWN_HEAD}."
+        )
+    pool, grid = pools[first]
+    return Head(layers, pool, len(linear[-1].weight), 2 if fastai else 0, grid, before)
+
+
+def _outside_body(arrays: Arrays) -> Arrays:
+    return {name: array for name, array in arrays.items() if not name.startswith("0.")}
+
+
+def _fastai_head(arrays: Arrays, channels: int) -> Head:
+    """Read the head of fastai's `create_head`. Raises CheckpointError for any other."""
     modules = _modules(arrays)
     kinds = [(index, "norm" if "running_mean" in module else "linear") for index, module in modules.items()]
     _check_order(kinds)
@@ -136,7 +218,7 @@ def read_head(arrays: Arrays, channels: int, own: Sequence[str] = ()) -> Head:
             f"The head takes {inputs} features, but the body gives {channels}; expected {channels} or "
             f"{2 * channels}: {UNKNOWN_HEAD}."
         )
-    _check_widths(layers)
+    check_widths(layers)
     # v1 gives every Linear a bias, v2 none to the one behind a BatchNorm (1.0.50 layers.py:44, 2.8
     # layers.py:178)
     behind_norm = (last_linear, "linear") in [
@@ -147,11 +229,14 @@ def read_head(arrays: Arrays, channels: int, own: Sequence[str] = ()) -> Head:
     return Head(layers, pools[inputs], outputs, generation)
 
 
-def _own_head(arrays: Arrays, channels: int, steps: Sequence[str]) -> Head:
-    """The head of a library's own model: its steps are "relu", "hardswish", "average <grid>", and "linear" or
-    "norm" with the name of a module.
+def _own_head(
+    arrays: Arrays, channels: int, steps: Sequence[str], kinds: Mapping[str, str], activation: str
+) -> Head:
+    """Read the head of a library's own model. Its steps are "relu", "hardswish", "average <grid>", and
+    "linear" or "norm" with the name of a module. In place of a linear layer there may be a chain.
     """
     width = channels
+    rest = _outside_body(arrays)
     layers: list[Layer] = []
     before: tuple[Layer, ...] = ()
     pool, grid, outputs = "none", 1, 0
@@ -162,7 +247,14 @@ def _own_head(arrays: Arrays, channels: int, steps: Sequence[str]) -> Head:
         elif kind in ("relu", "hardswish"):
             layers.append(ReLU() if kind == "relu" else HardSwish())
         else:
+            inner = {name: array for name, array in rest.items() if name.startswith(f"{argument}.")}
+            rest = {name: array for name, array in rest.items() if name not in inner}
             weight, bias = (arrays.get(f"{argument}.{name}") for name in ("weight", "bias"))
+            if weight is None and inner and kind == "linear":
+                below = {name: each for name, each in kinds.items() if name.startswith(f"{argument}.")}
+                layers += read_chain(inner, below, activation)
+                width = outputs = len([each for each in layers if isinstance(each, Linear)][-1].weight)
+                continue
             if weight is None or bias is None:
                 raise CheckpointError(
                     f"The file has no {argument}.weight and {argument}.bias: {UNKNOWN_HEAD}."
@@ -181,6 +273,11 @@ def _own_head(arrays: Arrays, channels: int, steps: Sequence[str]) -> Head:
             else:
                 layers.append(_linear({"weight": weight.reshape(-1, width), "bias": bias}, relu=False))
             width = outputs = len(weight)
+    if rest:
+        raise CheckpointError(
+            f"The file has {next(iter(rest))} beside the head of its library: {UNKNOWN_HEAD}."
+        )
+    check_widths(layers)
     return Head(tuple(layers), pool, outputs, 0, grid, before)
 
 
@@ -215,7 +312,8 @@ def _check_order(kinds: list[tuple[int, str]]) -> None:
     """Raise unless the indexes leave room for exactly the Dropout and ReLU layers that create_head puts
     between.
     """
-    room = {("norm", "linear"): (1, 2), ("linear", "norm"): (2,), ("linear", "linear"): (2, 3)}
+    # linear layers side by side are never of create_head, which puts a BatchNorm between
+    room = {("norm", "linear"): (1, 2), ("linear", "norm"): (2,)}
     gaps = [(before[1], after[1], after[0] - before[0]) for before, after in pairwise(kinds)]
     if len(kinds) > 1 and kinds[-1][1] == "norm":  # bn_final: no ReLU after the last Linear
         before, after, gap = gaps.pop()
@@ -227,18 +325,6 @@ def _check_order(kinds: list[tuple[int, str]]) -> None:
     for before, after, gap in gaps:
         if gap not in room.get((before, after), ()):
             raise CheckpointError(f"The head has {before} and {after} layers {gap} apart: {UNKNOWN_HEAD}.")
-
-
-def _check_widths(layers: tuple[BatchNorm | Linear, ...]) -> None:
-    """Raise unless every layer takes as many numbers as the one before it gives."""
-    width = None
-    for layer in layers:
-        takes, gives = layer.weight.shape[::-1] if isinstance(layer, Linear) else (len(layer.scale),) * 2
-        if width not in (None, takes):
-            raise CheckpointError(
-                f"In the head a layer for {takes} numbers follows one that gives {width}: damaged."
-            )
-        width = gives
 
 
 def _batch_norm(module: Arrays) -> BatchNorm:

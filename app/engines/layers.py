@@ -2,6 +2,7 @@
 gradient.
 """
 
+import math
 from typing import Final
 
 import numpy as np
@@ -10,6 +11,9 @@ from msgspec import Struct
 from app.types import Float32
 
 EPSILON: Final = np.float32(1e-6)  # of the LayerNorms in convnext, torchvision's and timm's
+EPSILON_TORCH: Final = np.float32(1e-5)  # torch's default for a BatchNorm
+SLOPE: Final = np.float32(0.01)
+ERF: Final = np.vectorize(math.erf, otypes=[np.float64])
 
 
 class BatchNorm(Struct, frozen=True):
@@ -88,4 +92,54 @@ class ReLU(Struct, frozen=True):
         return behind * (x > 0)
 
 
-Layer = BatchNorm | Linear | LayerNorm | HardSwish | ReLU
+class LeakyReLU(Struct, frozen=True):
+    """x where it is positive, else x / 100: torch's default slope."""
+
+    def __call__(self, x: Float32) -> Float32:
+        return np.where(x > 0, x, x * SLOPE)
+
+    def gradient(self, x: Float32, behind: Float32) -> Float32:
+        """The gradient by `x`, from the one behind this layer; both (N, features)."""
+        return behind * np.where(x > 0, np.float32(1), SLOPE)
+
+
+class GELU(Struct, frozen=True):
+    """x times the share of a normal distribution below x (arXiv 1606.08415), by erf as in torch."""
+
+    def __call__(self, x: Float32) -> Float32:
+        return x * self._below(x)
+
+    def gradient(self, x: Float32, behind: Float32) -> Float32:
+        """The gradient by `x`, from the one behind this layer; both (N, features)."""
+        density = (np.exp(-x * x / 2) / math.sqrt(2 * math.pi)).astype(np.float32)
+        return behind * (self._below(x) + x * density)
+
+    @staticmethod
+    def _below(x: Float32) -> Float32:
+        return ((1 + ERF(x / math.sqrt(2))) / 2).astype(np.float32)  # type: ignore[no-any-return]
+
+
+class SiLU(Struct, frozen=True):
+    """x * sigmoid(x) (arXiv 1702.03118)."""
+
+    def __call__(self, x: Float32) -> Float32:
+        return x / (1 + np.exp(-x))  # type: ignore[no-any-return]
+
+    def gradient(self, x: Float32, behind: Float32) -> Float32:
+        """The gradient by `x`, from the one behind this layer; both (N, features)."""
+        share: Float32 = (1 / (1 + np.exp(-x))).astype(np.float32)
+        return behind * share * (1 + x * (1 - share))
+
+
+class Tanh(Struct, frozen=True):
+    """tanh(x)."""
+
+    def __call__(self, x: Float32) -> Float32:
+        return np.tanh(x)
+
+    def gradient(self, x: Float32, behind: Float32) -> Float32:
+        """The gradient by `x`, from the one behind this layer; both (N, features)."""
+        return behind * (1 - np.tanh(x) ** 2)  # type: ignore[no-any-return]
+
+
+Layer = BatchNorm | Linear | LayerNorm | HardSwish | ReLU | LeakyReLU | GELU | SiLU | Tanh

@@ -21,6 +21,7 @@ class WholeNetwork:
     """
 
     architecture = "ONNX"
+    binary = False
     generation = 0
     channels = 3
     writer = "an exporter to ONNX"

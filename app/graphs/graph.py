@@ -5,6 +5,7 @@ write these files.
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,9 @@ WHOLE: Final = ("whole",)  # the head steps of a graph that ends with the logits
 WHERE_TORCH_IS: Final = (
     " Or serve it where requirements.txt is installed: the network in the file is rebuilt there."
 )
+
+# Names of the head that people put behind a library's body, in place of its own or beside an Identity.
+OTHER_HEAD: Final = re.compile(r"(fc|classifier|head|linear|output|out|logits|last_linear)(\d+|_\w+)?\.")
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +119,9 @@ class Graph(Struct, frozen=True):
     def _in_head(self, name: str) -> bool:
         """Whether a name is one of fastai's head, or of the library's own."""
         modules = [step.partition(" ")[2] for step in self.head]
-        return name.startswith("1.") or any(module and name.startswith(f"{module}.") for module in modules)
+        return name.startswith("1.") or any(
+            module and (name.startswith(f"{module}.") or OTHER_HEAD.match(name)) for module in modules
+        )
 
 
 class Shown(Struct, frozen=True):

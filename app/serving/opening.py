@@ -30,7 +30,7 @@ async def open_model(settings: Settings, report: Report) -> Model:
 def _open(source: Source, settings: Settings, report: Report) -> Model:
     """Do everything that follows the download, on a thread of its own."""
     report("building", None)
-    network = find_network(source, settings.architecture, report)
+    network = find_network(source, settings.architecture, settings.head_activation, report)
     recipe = resolve(settings, source.checkpoint, network)
     for note in recipe.notes:
         logger.warning("%s", note)

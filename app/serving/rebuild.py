@@ -13,11 +13,11 @@ from app.serving.source import Source
 from app.settings import MODELS
 
 
-def find_network(source: Source, architecture: str, report: Report) -> AnyNetwork:
+def find_network(source: Source, architecture: str, activation: str, report: Report) -> AnyNetwork:
     """Return the network of the checkpoint. Raises ArchitectureUnknown, CheckpointError."""
     checkpoint = source.checkpoint
     try:
-        return recognize(checkpoint, architecture)
+        return recognize(checkpoint, architecture, activation)
     except ArchitectureUnknown as error:
         name = f"export-{source.file.sha256[:16]}" if checkpoint.export else architecture
         graph = cached_graph(name, _cache_folder(name), checkpoint.arrays, checkpoint.export, report, error)

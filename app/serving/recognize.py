@@ -14,10 +14,11 @@ from app.types import Arrays
 AnyNetwork = Network | WholeNetwork
 
 
-def recognize(checkpoint: Checkpoint, architecture: str = "") -> AnyNetwork:
+def recognize(checkpoint: Checkpoint, architecture: str = "", activation: str = "auto") -> AnyNetwork:
     """Return the network that a checkpoint's arrays are the weights of.
 
-    `architecture` chooses where several fit. Raises NotAClassifier, ArchitectureUnknown, CheckpointError.
+    `architecture` chooses where several fit, `activation` is the one between the layers of the head. Raises
+    NotAClassifier, ArchitectureUnknown, CheckpointError.
     """
     check_numbers(checkpoint.arrays)
     if checkpoint.container == "onnx":
@@ -28,14 +29,14 @@ def recognize(checkpoint: Checkpoint, architecture: str = "") -> AnyNetwork:
     arrays, channels = with_color(checkpoint.arrays), channels_of(checkpoint.arrays)
     graph = find_graph(arrays, architecture)
     if module is None:
-        return fitted(graph, arrays, channels)
+        return fitted(graph, arrays, channels, activation=activation)
     if strange := strange_modules(module, graph.architecture):
         raise ArchitectureUnknown(
             f"The network in the file has the names and shapes of {graph.architecture}, but not its layers: "
             f"it has {', '.join(sorted(strange))[:200]}."
         )
     try:
-        return fitted(graph, arrays, channels)
+        return fitted(graph, arrays, channels, module, activation)
     except CheckpointError as error:  # an unknown head, but its modules are in the file
         raise ArchitectureUnknown(str(error)) from error
 

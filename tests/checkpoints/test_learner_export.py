@@ -356,26 +356,22 @@ def test_with_a_loss_that_is_not_known_the_blocks_say_whether_several_labels_may
     assert exported(learn).known["multi_label"] is True
 
 
-@pytest.mark.parametrize("change", ["activation", "head"])
 def test_layers_that_names_and_shapes_do_not_tell_are_not_taken_for_the_usual_ones(
-    vision: Any, tmp_path: Path, change: str
+    vision: Any, tmp_path: Path
 ) -> None:
     model = torch.nn.Sequential(create_body("resnet18"), vision.create_head(512, 3))
     torch.save(model, tmp_path / "usual.pth")
-    if change == "activation":
-        model[0][2] = torch.nn.GELU()
-    else:
-        model[1].append(torch.nn.LogSoftmax(1))
+    model[0][2] = torch.nn.GELU()
     torch.save(model, tmp_path / "strange.pth")
     usual, strange = (read_checkpoint(tmp_path / f"{name}.pth") for name in ("usual", "strange"))
     assert recognize(usual).architecture == "resnet18"
-    with pytest.raises(ArchitectureUnknown, match=r"but not its layers: it has (GELU|LogSoftmax)"):
+    with pytest.raises(ArchitectureUnknown, match=r"but not its layers: it has GELU"):
         recognize(strange)
 
 
 def test_a_head_in_an_export_that_is_not_understood_is_left_to_torch(vision: Any, tmp_path: Path) -> None:
     model = vision.models.resnet18(num_classes=3)
-    model.fc = torch.nn.Sequential(torch.nn.Linear(512, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    model.fc = torch.nn.Sequential(torch.nn.Linear(512, 8), torch.nn.Softplus(), torch.nn.Linear(8, 3))
     torch.save(model, tmp_path / "model.pth")
     checkpoint = read_checkpoint(tmp_path / "model.pth")
     with pytest.raises(ArchitectureUnknown):
