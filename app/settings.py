@@ -4,7 +4,6 @@ import difflib
 import ipaddress
 import math
 import os
-import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from app.photos.decode import Exif
 from app.photos.resample import PadMode
 from app.photos.steps import ResizeMethod
 from app.photos.transforms import IMAGENET_MEAN, IMAGENET_STD, PipelineName
+from app.toml_file import read_toml
 
 SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
 MODELS: Final = Path(__file__).parent / "models"  # the demo, and the cache of downloads
@@ -237,16 +237,7 @@ def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = o
 
     Raises SettingsError with the name of the setting, its value and the expected values.
     """
-    try:
-        values = tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(
-            f"There is no settings file {file}; copy app/settings.toml from the project."
-        ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(
-            f"{file} cannot be read: {error}. Write `name = value` on each line, and texts in quotes."
-        ) from error
+    values = read_toml(file)
     for name in values:
         _check_known(name, f"in {file.name}", required=True)
     _place(values, file.resolve().parent)
@@ -303,7 +294,7 @@ def _place(values: dict[str, Any], folder: Path) -> None:
     for name in PLACES:
         url = values.get(name)
         if isinstance(url, str) and url and not is_url(url):
-            values[name] = str(folder / url)
+            values[name] = str(folder / os.path.expanduser(url))
 
 
 def _sentence(

@@ -103,7 +103,7 @@ def test_a_path_is_relative_to_its_file_or_to_the_working_directory(
         ('model_url = "x.pth"\nclasses = ["a", ""]', "length >= 1"),
         ('model_url = "x.pth"\nclasses = ["a"]', "length >= 2"),
         ('model_url = ""\nclasses = ["a", "b"]', "length >= 1"),
-        ("model_url = “x.pth”", "cannot be read.*texts in quotes"),
+        ("model_url = “x.pth”", "cannot be read.*curly quotes"),
     ],
 )
 def test_an_invalid_setting_is_refused_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
@@ -159,3 +159,43 @@ def test_settings_written_as_toml_are_read_back_as_they_were(
     written = Settings(model_url="https://example.org/\x7f.pth", **values)
     path = write(tmp_path_factory.mktemp("written"), as_toml(written))
     assert values_of(load_settings(path, {})) == values_of(written)
+
+
+SETTINGS = 'model_url = "models/\u00e9t\u00e9.pth"\nclasses = ["a", "b"]\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_settings_as_windows_writes_them_are_read(encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(SETTINGS.replace("\n", "\r\n").encode(encoding))
+    assert load_settings(file, {}).model_url == str(tmp_path / "models" / "\u00e9t\u00e9.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ("model_url = \u201cx.pth\u201d", "It has curly quotes (\u201c), as word processors type them"),
+        (
+            'model_url = "C:' + r"\Users\me\x.pth" + '"',
+            "write 'C:" + r"\Users\me\x.pth" + "', in single quotes",
+        ),
+        ("model_url = 'x.pth", "Write `name = value` on each line"),
+    ],
+)
+def test_the_cause_is_named_where_settings_are_not_toml(content: str, cause: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text(content, "utf-8")
+    with pytest.raises(SettingsError, match=re.escape(cause)):
+        load_settings(tmp_path / "settings.toml", {})
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_bytes(SETTINGS.encode("cp1252"))
+    with pytest.raises(SettingsError, match="save it as UTF-8 in your editor"):
+        load_settings(tmp_path / "settings.toml", {})
+
+
+def test_a_path_may_begin_with_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    file = tmp_path / "settings.toml"
+    file.write_text('model_url = "~/x.pth"\nclasses = ["a", "b"]\n')
+    assert load_settings(file, {}).model_url == str(tmp_path / "home" / "x.pth")

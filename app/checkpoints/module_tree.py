@@ -21,6 +21,17 @@ ACTIVATIONS: Final = frozenset(
     "Tanh".split()
 )
 HEAD: Final = re.compile(r"(1|fc|classifier|head)\.")  # of fastai's, torchvision's and timm's networks
+# Whose modules are rebuilt: each only computes.
+LIBRARIES: Final = (
+    "torch.nn.modules.",
+    "torchvision.models.",
+    "torchvision.ops.",
+    "fastai.layers.",
+    "fastai.vision.learner.",
+    "fastai.vision.models.",
+    "timm.layers.",
+    "timm.models.",
+)
 RECTIFIED: Final = "resnet xresnet wide_resnet resnext densenet vgg alexnet squeezenet regnet".split()
 
 
@@ -44,6 +55,13 @@ def state_dict(module: Call) -> dict[str, Tensor]:
                 if isinstance(value, Tensor) and name not in left_out:
                     tensors[f"{prefix}{name}"] = value
     return tensors
+
+
+def rebuilding_hint(module: Call) -> str:
+    """Return the hint that torch can rebuild a network, if all its modules are of libraries; else nothing."""
+    if not all(kind.startswith(LIBRARIES) for kind in kinds(module)):
+        return ""
+    return " Or serve it where requirements.txt is installed: the network in the file is rebuilt there."
 
 
 def kinds(module: Call) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from app.errors import NotAClassifier
+from app.errors import CheckpointError, NotAClassifier
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -123,7 +123,25 @@ def check_task(shapes: Shapes, modules: Iterable[str] = ()) -> None:
                 f"The file is {task.found}, not a classifier of photos (it has {quoted(evidence)}): "
                 f"{task.does}. {task.advice}."
             )
+    _check_libraries(shapes, kinds)
     _check_inputs(shapes)
+
+
+def _check_libraries(shapes: Shapes, kinds: list[str]) -> None:
+    """Raise CheckpointError for classifiers of libraries whose networks are not shipped."""
+    if any(kind.startswith("ultralytics.") for kind in kinds) or (
+        "0.conv.weight" in {name.removeprefix("model.") for name in shapes}
+        and any(name.endswith(".linear.weight") for name in shapes)
+    ):
+        raise CheckpointError(
+            "The file is a classifier of ultralytics, whose networks are not shipped: run `yolo export "
+            "model=FILE format=onnx`, and deploy the .onnx file."
+        )
+    if "4.0.conv1.weight" in shapes and all(name[:1].isdecimal() for name in shapes):
+        raise CheckpointError(
+            f"The file is of fastai 0.7, whose layers stand in one row ({quoted(list(shapes)[-2:])}) and "
+            "whose preprocessing is not reproduced: train the network again with fastai 2."
+        )
 
 
 def _check_inputs(shapes: Shapes) -> None:

@@ -10,9 +10,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from app.checkpoints.module_tree import rebuilding_hint
 from app.checkpoints.reader import Checkpoint
 from app.errors import ArchitectureUnknown, StartupError
-from app.graphs.graph import WHERE_TORCH_IS, fitting_graphs
+from app.graphs.graph import fitting_graphs
 from app.progress import show_progress
 from app.serving.recognize import recognize
 from app.serving.resolve import resolve, rounded, shown
@@ -63,7 +64,7 @@ def inspect(source: Source, location: str) -> Inspection:
         classes = () if checkpoint.known.get("classes") else _placeholders(network.outputs)
         notes = resolve(Settings(model_url=location, classes=classes), checkpoint, network).notes
     except ArchitectureUnknown as error:
-        problem = str(error) + (WHERE_TORCH_IS if checkpoint.export else "")
+        problem = str(error) + (rebuilding_hint(checkpoint.module) if checkpoint.module else "")
     except StartupError as error:
         problem = str(error)
     fitting = fitting_graphs(checkpoint.arrays)

@@ -132,6 +132,11 @@ def read_head(
     """
     if tuple(own) == WHOLE:
         return Head((), "none", channels, 0)
+    if not _outside_body(arrays):
+        raise CheckpointError(
+            "The file has the body of a network, but no head behind it, as for embeddings: deploy the file "
+            "of the whole classifier."
+        )
     kinds = kinds if kinds and activation == "auto" else {}
     usual = set(kinds.values()) <= USUAL
     try:

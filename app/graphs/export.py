@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from app.checkpoints.module_tree import is_module
+from app.checkpoints.module_tree import LIBRARIES, is_module
 from app.checkpoints.records import Call, Global
 from app.errors import ArchitectureUnknown, ToolMissing
 from app.graphs.graph import COUNTER, WHOLE, Shown
@@ -263,15 +263,6 @@ def weightless(proto: "onnx.ModelProto", names: set[str]) -> "tuple[onnx.ModelPr
 
 # --- the network of an export ------------------------------------------------------------------------------
 
-# Whose modules are rebuilt: each only computes. Any other class is named and refused.
-REBUILT: Final = (
-    "torch.nn.modules.",
-    "torchvision.models.",
-    "torchvision.ops.",
-    "fastai.layers.",
-    "timm.layers.",
-    "timm.models.",
-)
 MAX_DEPTH: Final = 100
 SKIPPED: Final = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
@@ -287,7 +278,7 @@ def build_module(record: Call, arrays: Arrays, prefix: str = "") -> "torch.nn.Mo
     name = str(record.callee)
     if prefix.count(".") > MAX_DEPTH:
         raise ArchitectureUnknown(f"The network in the file has over {MAX_DEPTH} modules in one another.")
-    if not (isinstance(record.callee, Global) and name.startswith(REBUILT)):
+    if not (isinstance(record.callee, Global) and name.startswith(LIBRARIES)):
         raise ArchitectureUnknown(
             f"The network in the file has a module {name}, which is not one of torch's, torchvision's, "
             "timm's or fastai's, and is not rebuilt. Save the weights alone, of a network that one of them "

@@ -6,6 +6,7 @@ write these files.
 
 import logging
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +22,6 @@ FOLDER: Final = Path(__file__).parent / "data"
 COUNTER: Final = "num_batches_tracked"  # BatchNorm's, of no use after training
 EPSILON: Final = np.float32(1e-5)  # torch.nn.BatchNorm's default, which fastai leaves alone
 WHOLE: Final = ("whole",)  # the head steps of a graph that ends with the logits
-WHERE_TORCH_IS: Final = (
-    " Or serve it where requirements.txt is installed: the network in the file is rebuilt there."
-)
 
 # Names of the head that people put behind a library's body, in place of its own or beside an Identity.
 OTHER_HEAD: Final = re.compile(r"(fc|classifier|head|linear|output|out|logits|last_linear)(\d+|_\w+)?\.")
@@ -188,20 +186,28 @@ def find_graph(arrays: Arrays, architecture: str = "") -> Graph:
             f"The file fits {' and '.join(names)} alike: say in the setting architecture which of them you "
             "trained."
         )
-    nearest = min(graphs.values(), key=lambda graph: len(graph.misfits(arrays)))
-    wanted = "ARCHITECTURE" if architecture in ("", *graphs) else architecture
     raise ArchitectureUnknown(
-        f"The tensors in the file fit none of the {len(graphs)} architectures that are shipped; the nearest, "
-        f"{nearest.architecture}, differs: {_some(nearest.misfits(arrays))}. {how_to_export(wanted)}"
+        f"The tensors in the file fit none of the {len(graphs)} architectures that are shipped; "
+        f"{_difference(list(graphs.values()), arrays)}. {how_to_export(architecture, graphs)}"
     )
 
 
-def how_to_export(architecture: str) -> str:
-    """The sentence that says how to make a graph that is not shipped."""
+def _difference(graphs: list[Graph], arrays: Arrays) -> str:
+    """Say how the nearest architecture differs, if most of its names are there; else quote the file's own."""
+    nearest = min(graphs, key=lambda graph: len(graph.misfits(arrays)))
+    misfits = nearest.misfits(arrays)
+    if len(misfits) < len(nearest.weights) / 2:
+        return f"the nearest, {nearest.architecture}, differs: {_some(misfits)}"
+    return f"they begin with {', '.join(name[:60] for name in list(arrays)[:3])}"
+
+
+def how_to_export(architecture: str, shipped: Collection[str]) -> str:
+    """Return the sentence on how to make a graph that is not shipped."""
+    wanted = "ARCHITECTURE" if architecture in ("", *shipped) else architecture
     return (
-        "For another architecture run `pip install -r requirements.txt` and "
-        f"`python -m app graph {architecture}`, with fastai's name for it, and deploy the files it "
-        "writes."
+        f"If it is of torchvision, fastai or timm, run `python -m app graph {wanted}` with its name there, "
+        "where requirements.txt is installed, and deploy the files it writes. If it is your own network, "
+        "save it as ONNX with torch.onnx.export, and deploy that."
     )
 
 
