@@ -11,7 +11,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from app.checkpoints.foreign import SAVE_AGAIN
-from app.checkpoints.module_tree import array, is_module, state_dict, values
+from app.checkpoints.module_tree import array, is_module, rebuilding_hint, state_dict, values
 from app.checkpoints.records import Call, Global, Tensor
 from app.checkpoints.task import ELSEWHERE
 from app.checkpoints.transforms import read_databunch, read_transforms
@@ -81,6 +81,10 @@ class Export(Struct, frozen=True):
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the network, by name."""
         return state_dict(self.module)
+
+    def hint(self) -> str:
+        """Return the hint that torch can rebuild the network, if it can."""
+        return rebuilding_hint(self.module)
 
 
 def find_module(tree: Any) -> Call | None:

@@ -10,7 +10,6 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.checkpoints.module_tree import rebuilding_hint
 from app.checkpoints.reader import Checkpoint
 from app.errors import ArchitectureUnknown, StartupError
 from app.graphs.graph import fitting_graphs
@@ -64,7 +63,7 @@ def inspect(source: Source, location: str) -> Inspection:
         classes = () if checkpoint.known.get("classes") else _placeholders(network.outputs)
         notes = resolve(Settings(model_url=location, classes=classes), checkpoint, network).notes
     except ArchitectureUnknown as error:
-        problem = str(error) + (rebuilding_hint(checkpoint.module) if checkpoint.module else "")
+        problem = str(error) + (checkpoint.export.hint() if checkpoint.export else "")
     except StartupError as error:
         problem = str(error)
     fitting = fitting_graphs(checkpoint.arrays)

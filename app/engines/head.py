@@ -126,9 +126,8 @@ def read_head(
 ) -> Head:
     """Read the head of a state dict whose body has `channels` channels and names that begin with "0.".
 
-    That is the head of fastai's `create_head` ("1.<index>.<name>"), or the one of the body's library, in the
-    steps `own`, or a chain of layers by `kinds` and `activation`, as `chain.read_chain` takes them. Raises
-    CheckpointError where it is none of them.
+    That is fastai's `create_head` ("1.<index>.<name>"), the one of the body's library, in the steps `own`, or
+    a chain of layers, for which `kinds` and `activation` are. Raises CheckpointError for any other.
     """
     if tuple(own) == WHOLE:
         return Head((), "none", channels, 0)
@@ -194,9 +193,7 @@ def _chain_head(
             raise CheckpointError(f"The head is another one than its library puts there: {UNKNOWN_HEAD}.")
         before = (ReLU(),)
     if first not in pools:
-        raise CheckpointError(
-            f"The head takes {first} features, but the body gives {channels}: {UNKNOWN_HEAD}."
-        )
+        raise CheckpointError(f"The head takes {first} features, the body gives {channels}: {UNKNOWN_HEAD}.")
     pool, grid = pools[first]
     return Head(layers, pool, len(linear[-1].weight), 2 if fastai else 0, grid, before)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from app.checkpoints.learner_export import Export
-from app.checkpoints.module_tree import rebuilding_hint
 from app.errors import ArchitectureUnknown, SettingsError
 from app.graphs.graph import Graph, Shown, channels_of, read_graph, shipped_graphs
 from app.photos.notebook import read_texts
@@ -34,7 +33,7 @@ def cached_graph(
     path = folder / f"{name}.json"
     if not path.exists():
         if importlib.util.find_spec("fastai") is None:
-            hint = rebuilding_hint(export.module) if export else ""
+            hint = export.hint() if export else ""
             raise ArchitectureUnknown(f"{error}{hint}") from error
         from app.graphs.export import export_graph, export_module  # torch and fastai: only when needed
 
