@@ -108,3 +108,24 @@ def test_two_large_pictures_are_not_held_at_once() -> None:
         thread.join(SECONDS)
     assert len(most) == 4
     assert all(total <= 10 or total == 50 for total in most)
+
+
+def test_a_small_picture_does_not_overtake_a_large_one_that_waits() -> None:
+    room, entered = Room(10), list[int]()
+    deadline = time.monotonic() + SECONDS
+
+    def work(pixels: int) -> None:
+        with room.take(pixels):
+            entered.append(pixels)
+
+    large, small = (threading.Thread(target=work, args=(pixels,)) for pixels in (9, 3))
+    with room.take(6):
+        large.start()
+        while not room._turn.locked() and time.monotonic() < deadline:
+            time.sleep(0)  # until the large one waits
+        small.start()
+        small.join(0.2)
+        assert entered == []  # there is room for 3, but it is not its turn
+    for thread in (large, small):
+        thread.join(SECONDS)
+    assert entered == [9, 3]

@@ -64,7 +64,9 @@ def test_every_padding_is_exactly_fastais(vision: Any, pad_mode: Any) -> None:
         )
 
 
-@pytest.mark.parametrize(("size", "val_xtra"), [((224, 224), 0.14), ((160, 160), 0.3), ((192, 256), 0.0)])
+@pytest.mark.parametrize(
+    ("size", "val_xtra"), [((224, 224), 0.14), ((160, 160), 0.3), ((192, 256), 0.0), ((128, 128), 0.14)]
+)
 def test_random_resized_crop_is_exactly_fastais(vision: Any, size: Size, val_xtra: float) -> None:
     transform = vision.RandomResizedCrop(size, val_xtra=val_xtra)
     for width, height in SIZES:

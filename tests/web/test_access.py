@@ -157,4 +157,5 @@ def test_a_pace_fills_up_with_time_and_forgets_the_oldest() -> None:
     for number in range(CLIENTS):
         limiter.retry_after(str(number), 1.5)
     assert limiter.retry_after("a", 1.5) == 0.0
+    assert [limiter.retry_after("a", 9000.0) for _ in range(61)] == [0.0] * 60 + [1.0]  # no more for waiting
     assert RateLimiter(0).retry_after("a", 0.0) == 0.0
