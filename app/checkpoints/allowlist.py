@@ -100,7 +100,7 @@ UNSAFE_NAMES: Final = frozenset(
 
 def is_trusted(module: str, name: str) -> bool:
     """Tell whether a name may stand in a pickle at all: of weights, of a learner or of a model."""
-    if (module, name) in WEIGHTS or module == "__main__":  # a notebook's own functions
+    if (module, name) in WEIGHTS | NEEDED or module == "__main__":  # a notebook's own functions
         return True
     root = module.partition(".")[0]
     if root in ("builtins", "__builtin__"):
@@ -121,7 +121,7 @@ CLASSES: Final = re.compile(
     r"|fastai2?\.(?!.*(external|all$)).+|fastcore\..+|fastprogress\..+|fasttransform(\..+)?|plum(\..+)?"
     r"|(pytorch_lightning|lightning|torchmetrics|ultralytics\.(nn|utils)|sklearn\.metrics|omegaconf)(\..+)?"
     r"|pandas(\.(core|arrays|_libs)(\..+)?)?|PIL\.(Image|\w+ImagePlugin)|pathlib|datetime|enum|inspect|random|_random"
-    r"|typing|string|types"
+    r"|typing|string|types|__torch__(\..+)?"
 )
 # Those whose functions are as harmless.
 FUNCTIONS: Final = re.compile(
@@ -152,6 +152,7 @@ NEEDED: Final = frozenset(  # single names of other modules
         "inspect": "_ParameterKind _empty",
         "pandas._libs.arrays": "__pyx_unpickle_NDArrayBacked",
         "re": "_compile",
+        "torch.jit._pickle": "build_boollist build_doublelist build_intlist build_tensorlist",
         "torch.nn.backends.thnn": "_get_thnn_function_backend",
     }.items()
     for name in names.split()

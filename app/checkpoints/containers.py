@@ -7,6 +7,7 @@ Reads the one object in a file and the numbers of its storages. Does not interpr
 import io
 import json
 import mmap
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import numpy as np
 from msgspec import Struct
 
 from app.checkpoints.budget import Budget
-from app.checkpoints.foreign import EXPECTED, SAVE_AGAIN, check_start, cut_short, other_zip
+from app.checkpoints.exported import CONFIG, WEIGHTS, read_config
+from app.checkpoints.foreign import check_start, cut_short, other_zip
 from app.checkpoints.records import BFLOAT16, Global, Nested, Storage, Tensor
 from app.checkpoints.unpickler import MAX_DIMENSIONS, Unpickler
 from app.errors import CheckpointError
@@ -145,10 +147,11 @@ def _entries(path: Path) -> dict[str, zipfile.ZipInfo]:
 def _read_zip(path: Path, data: mmap.mmap, budget: Budget) -> tuple[Unpickler, Any, Fetch]:
     """Read the zip of torch >= 1.6: data.pkl and one uncompressed entry a storage."""
     entries = _entries(path)
-    pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
-    if len(pickles) != 1:
+    indexes = [name for name in entries if re.fullmatch(rf"(.*/)?(data\.pkl|{re.escape(CONFIG)})", name)]
+    if len(indexes) != 1:
         raise other_zip(entries)
-    root = pickles[0].removesuffix("data.pkl")
+    exported = indexes[0].endswith(CONFIG)
+    root = indexes[0].removesuffix(CONFIG if exported else "data.pkl")
 
     def content(name: str) -> memoryview:
         info = entries[root + name]
@@ -164,13 +167,15 @@ def _read_zip(path: Path, data: mmap.mmap, budget: Budget) -> tuple[Unpickler, A
 
     if root + "byteorder" in entries and bytes(content("byteorder")) != b"little":
         raise CheckpointError("The file was written on a big-endian machine, which is not read.")
-    if root + "constants.pkl" in entries:
-        raise CheckpointError(f"The file is a TorchScript archive, but {EXPECTED}: {SAVE_AGAIN}.")
 
     def fetch(storage: Storage | Nested) -> Array:
-        return _numbers(content(f"data/{_outside(storage).key}"), _outside(storage), 0)
+        folder = WEIGHTS if exported else "data/"
+        return _numbers(content(f"{folder}{_outside(storage).key}"), _outside(storage), 0)
 
-    machine = Unpickler(io.BytesIO(content("data.pkl")), budget)
+    machine = Unpickler(io.BytesIO(b"" if exported else content("data.pkl")), budget)
+    if exported:
+        sizes = {name.removeprefix(root): info.file_size for name, info in entries.items()}
+        return machine, read_config(bytes(content(CONFIG)), sizes), fetch
     return machine, machine.load(), fetch
 
 

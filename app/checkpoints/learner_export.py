@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from app.checkpoints.exported import is_script, script_module
 from app.checkpoints.foreign import SAVE_AGAIN
 from app.checkpoints.module_tree import array, is_module, rebuilding_hint, state_dict, values
 from app.checkpoints.records import Call, Global, Tensor
@@ -69,7 +70,8 @@ class Export(Struct, frozen=True):
 
     `writer` names the function that wrote it; `module` is its network. `known` are settings that the file
     decides, by name. `unserved` has a phrase for each thing that is not reproduced here. `raw_scores` names
-    the loss with which the notebook's own `predict` answers raw scores.
+    the loss with which the notebook's own `predict` answers raw scores. `rebuildable` tells whether the file
+    has the attributes of the modules, by which torch could rebuild the network.
     """
 
     writer: str
@@ -77,6 +79,7 @@ class Export(Struct, frozen=True):
     known: Mapping[str, Any]
     unserved: tuple[str, ...] = ()
     raw_scores: str = ""
+    rebuildable: bool = True
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the network, by name."""
@@ -84,12 +87,14 @@ class Export(Struct, frozen=True):
 
     def hint(self) -> str:
         """Return the hint that torch can rebuild the network, if it can."""
-        return rebuilding_hint(self.module)
+        return rebuilding_hint(self.module) if self.rebuildable else ""
 
 
 def find_module(tree: Any) -> Call | None:
     """Return the network in the object of a pickle: the object, or its entry or attribute of that name."""
     entries = tree if isinstance(tree, dict) else tree.state if isinstance(tree, Call) else {}
+    if is_script(tree):
+        return unwrapped_module(script_module(tree))
     found = [tree, *(entries.get(name) for name in MODELS)] if isinstance(entries, dict) else [tree]
     return next((unwrapped_module(value) for value in found if is_module(value)), None)
 
@@ -102,6 +107,13 @@ def read_export(tree: Any, numbers: Numbers) -> Export | None:
     """
     module = find_module(tree)
     match tree:
+        case Call() if module and is_script(tree):
+            if not state_dict(module):
+                raise CheckpointError(
+                    "The file is a frozen TorchScript archive, which holds no names of weights. Deploy the "
+                    "file of torch.save(model.state_dict(), 'model.pth')."
+                )
+            return Export("TorchScript", module, {}, rebuildable=False)
         case Call() if module and is_module(tree):
             return Export("torch.save(model)", module, {})
         case Call() if module:

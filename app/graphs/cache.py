@@ -30,6 +30,8 @@ def cached_graph(
     shipped = {graph.architecture for graph in shipped_graphs()}
     if name in shipped or not re.fullmatch(r"[\w.-]+", name):  # it becomes a file name
         raise error
+    if export and not export.rebuildable:
+        raise error
     path = folder / f"{name}.json"
     if not path.exists():
         if importlib.util.find_spec("fastai") is None:

@@ -217,13 +217,6 @@ def test_a_checkpoint_that_was_zipped_again_is_named(trained: Any, tmp_path: Pat
         read_checkpoint(path)
 
 
-def test_torchscript_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "stage-2.pth"
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
-    with pytest.raises(CheckpointError, match="TorchScript"):
-        read_checkpoint(path)
-
-
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
 def test_half_a_file_is_refused(trained: Any, tmp_path: Path, container: str, part: float) -> None:

@@ -45,6 +45,7 @@ class Facts(NamedTuple):
     size: tuple[int, int] | None = None
     channels: int = 3
     writer: str = "fastai v2"
+    binary: bool = False
 
 
 def completed(checkpoint: Checkpoint, size: tuple[int, int] | None = None, **settings: Any) -> Recipe:
