@@ -14,6 +14,7 @@ from app.errors import CheckpointError, NotAClassifier, UnsafeCheckpoint
 
 SAVE_AGAIN: Final = "save the weights with learn.save('stage-2', with_opt=False) and deploy that file"
 EXPECTED: Final = "a checkpoint such as learn.save('stage-2') writes was expected"
+ELSEWHERE: Final = "Use it in Python, with the library that trained it"
 PAGE: Final = ("a web page", "use the link that downloads the file itself, not the page that shows it")
 REFUSED: Final = "the host refused the download: check the link in a private browser window"
 SAVE: Final = "fastai's learn.save('stage-2') writes the file to deploy"

@@ -11,10 +11,9 @@ from typing import Any, Final
 from msgspec import Struct
 
 from app.checkpoints.exported import is_script, script_module
-from app.checkpoints.foreign import SAVE_AGAIN
+from app.checkpoints.foreign import ELSEWHERE, SAVE_AGAIN
 from app.checkpoints.module_tree import array, is_module, rebuilding_hint, state_dict, values
 from app.checkpoints.records import Call, Global, Tensor
-from app.checkpoints.task import ELSEWHERE
 from app.checkpoints.transforms import read_databunch, read_transforms
 from app.checkpoints.weights import unwrapped_module
 from app.errors import CheckpointError, NotAClassifier

@@ -9,11 +9,11 @@ from typing import Final
 
 from msgspec import Struct
 
+from app.checkpoints.foreign import ELSEWHERE
 from app.errors import CheckpointError, NotAClassifier
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-ELSEWHERE: Final = "Use it in Python, with the library that trained it"
 MAX_SHOWN: Final = 2  # names that a sentence quotes
 COLOR: Final = (3, 12, 48)  # input channels of a color photo, also after a space-to-depth stem of 2 or 4
 
