@@ -104,7 +104,15 @@ def named(
 
 def bears_environment(**more: str) -> dict[str, str]:
     """The environment in which the server serves the v1 bears."""
-    return {"APP_MODEL_URL": str(V1_CHECKPOINT), "APP_CLASSES": ",".join(BEARS), **more}
+    pixels = {"APP_PIPELINE": "fastai1", "APP_IMAGE_SIZE": "224"}
+    statistics = {"APP_MEAN": "0.485,0.456,0.406", "APP_STD": "0.229,0.224,0.225"}
+    return {
+        "APP_MODEL_URL": str(V1_CHECKPOINT),
+        "APP_CLASSES": ",".join(BEARS),
+        **pixels,
+        **statistics,
+        **more,
+    }
 
 
 def as_users_run() -> dict[str, str]:

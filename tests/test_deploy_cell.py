@@ -1,5 +1,7 @@
 """The notebook cell: run in a clean process with a really trained learner; its three files are served."""
 
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -7,9 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL
 import pytest
 import requests
+from PIL import Image
 
+from app.checkpoints.reader import read_checkpoint
+from app.serving.pixels import choose_pixels
+from app.serving.recognize import recognize
 from app.settings import load_settings
 from tests.conftest import DATA, ROOT, SECONDS, ServerProcess
 
@@ -39,6 +47,23 @@ NOTEBOOKS = {
         "",
     ),
     "presized": (PLAIN.format("item_tfms=Resize(200), batch_tfms=aug_transforms(size=128)"), ""),
+    "fastbook's": (
+        PLAIN.format("item_tfms=Resize(200), batch_tfms=aug_transforms(size=128, min_scale=0.75)"),
+        "",
+    ),
+    "bicubic, three in a row, raw scores": (
+        PLAIN.format(
+            "item_tfms=[FlipItem(), Resize((160, 200), resamples=(Image.BICUBIC, 0)), RandomCrop(128)], "
+            "batch_tfms=[*aug_transforms(size=96, mode='nearest', align_corners=False), Normalize()]"
+        ),
+        "loss_func=nn.CrossEntropyLoss()",
+    ),
+    "gray": (
+        "block = DataBlock(blocks=(ImageBlock(PILImageBW), CategoryBlock), get_x=lambda i: photos[i], "
+        "get_y=lambda i: labels[i], item_tfms=Resize(128))\n"
+        "dls = block.dataloaders(range(len(photos)), bs=8, num_workers=0)",
+        "n_in=1",
+    ),
     "several labels": (
         "block = DataBlock(blocks=(ImageBlock, MultiCategoryBlock), get_x=lambda i: photos[i], "
         "get_y=lambda i: [labels[i], 'odd'] if i % 3 else [labels[i]], item_tfms=Resize(128), "
@@ -73,23 +98,53 @@ def test_the_files_of_the_cell_are_served_and_agree_with_the_notebook(
 def test_the_cell_reads_the_settings_off_the_learner(tmp_path: Path) -> None:
     assert run_cell(tmp_path, *NOTEBOOKS["presized"]).returncode == 0
     settings = load_settings(tmp_path / "settings.toml", {})
-    assert (settings.pipeline, settings.presize, settings.image_size) == ("presize", (200, 200), (128, 128))
+    preprocess = choose_pixels(settings, {}, recognize(read_checkpoint(tmp_path / "stage-2.pth"))).preprocess
+    assert preprocess.words == ("Resize(200)", "*aug_transforms(size=128)")
     assert (settings.architecture, settings.classes, settings.exif) == (
         "resnet18",
         ("bear", "teddy"),
         "ignore",
     )
     assert settings.mean == (0, 0, 0)  # vision_learner(pretrained=False) does not normalize
+    assert settings.pillow == PIL.__version__
+    assert {path.name for path in Path(settings.samples).iterdir()} <= {"bear.jpg", "teddy.jpg"}
 
 
-def test_a_transform_that_cannot_be_repeated_is_named_in_the_notebook(tmp_path: Path) -> None:
-    ended = run_cell(tmp_path, PLAIN.format("item_tfms=[Resize(128), CropPad(96)]"), "")
-    assert "NotImplementedError: fastai-now does not know how to repeat CropPad" in ended.stderr
+def test_the_proof_of_a_gray_network_is_in_color(tmp_path: Path) -> None:
+    assert run_cell(tmp_path, *NOTEBOOKS["gray"]).returncode == 0
+    proof = json.loads((tmp_path / "proof.json").read_text())
+    photos = [Image.open(io.BytesIO(base64.b64decode(photo["photo"]))) for photo in proof["photos"]]
+    assert {photo.mode for photo in photos} == {"RGB"}
+    assert any(np.ptp(np.asarray(photo), axis=2).any() for photo in photos)
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (PLAIN.format("item_tfms=[Resize(128), Blackened()]"), "Blackened"),
+        (
+            "block = DataBlock(blocks=(TransformBlock(type_tfms=[PILImage.create, blackened], "
+            "batch_tfms=IntToFloatTensor), CategoryBlock), get_x=lambda i: photos[i], "
+            "get_y=lambda i: labels[i], item_tfms=Resize(128))\n"
+            "dls = block.dataloaders(range(len(photos)), bs=8, num_workers=0)",
+            "blackened",
+        ),
+    ],
+    ids=["a transform", "behind PILImage.create"],
+)
+def test_what_cannot_be_repeated_is_named_in_the_notebook(data: str, named: str, tmp_path: Path) -> None:
+    own = (
+        "class Blackened(DisplayedTransform):\n    def encodes(self, x: PILImage): return blackened(x)\n"
+        "def blackened(photo): return photo.point(lambda value: value // 2)\n"
+    )
+    ended = run_cell(tmp_path, own + data, "")
+    assert f"NotImplementedError: fastai-now does not know how to repeat {named}" in ended.stderr
     assert not (tmp_path / "stage-2.pth").exists()
 
 
-def test_the_cell_is_short() -> None:
-    assert len((ROOT / "notebook" / "deploy_cell.py").read_text().splitlines()) <= 50
+def test_the_cells_are_short() -> None:
+    for cell in (ROOT / "notebook").glob("deploy_cell*.py"):
+        assert len(cell.read_text().splitlines()) <= 85
 
 
 def test_the_proof_holds_the_photos_scaled_down(tmp_path: Path) -> None:

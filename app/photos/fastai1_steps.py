@@ -9,7 +9,7 @@ from PIL import Image
 
 from app.errors import BadImage
 from app.photos.fastai_steps import Resize
-from app.photos.resample import Mode, PadMode, grid_sample
+from app.photos.resample import PadMode, grid_sample
 from app.photos.steps import PixelStep, ResizeMethod, Shown, as_numbers, as_text
 from app.types import Float32, Size
 
@@ -22,7 +22,6 @@ class FastaiV1(PixelStep, frozen=True, tag=True):
     size: Size
     method: ResizeMethod = "crop"
     pad_mode: PadMode = "reflection"
-    mode: Mode = "bilinear"
 
     def __str__(self) -> str:
         """See Step: the arguments of a databunch."""
@@ -32,7 +31,6 @@ class FastaiV1(PixelStep, frozen=True, tag=True):
             else f", resize_method=ResizeMethod.{self.method.upper()}"
         )
         more = "" if self.pad_mode == "reflection" else f", padding_mode={self.pad_mode!r}"
-        more += "" if self.mode == "bilinear" else f", mode={self.mode!r}"
         return f"ds_tfms=get_transforms(), size={as_text(self.size)}{method}{more}"
 
     @property
@@ -48,7 +46,7 @@ class FastaiV1(PixelStep, frozen=True, tag=True):
         if self.method == "pad":  # what is cut is cut after the padding, which changes the rounding
             kept = target
         shrink = min(pixels.shape[0] / target[0], pixels.shape[1] / target[1]) / 2  # image.py:531
-        sampled = grid_sample(pixels, target, kept, shrink, self.mode)
+        sampled = grid_sample(pixels, target, kept, shrink)
         if self.method == "pad":
             sampled = self._padded(sampled)
         return np.divide(sampled, divisor, out=sampled)

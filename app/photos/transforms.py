@@ -177,7 +177,7 @@ def name_of(steps: Iterable[Step]) -> dict[str, object] | None:
                 "resize_method": step.method,
                 "pad_mode": step.pad_mode,
             }
-        case (FastaiV1(mode="bilinear") as step,):
+        case (FastaiV1() as step,):
             return {
                 "pipeline": "fastai1",
                 "image_size": step.size,

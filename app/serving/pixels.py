@@ -87,7 +87,7 @@ def _steps(
     texts = [name for name in TEXTS if settings.is_set(name)]
     named = settings.pipeline != "auto"
     own = [name for name in NAMED if settings.is_set(name)]
-    _check_alone(texts, named, own)
+    _check_alone(settings, texts, named, own)
     file_texts = {name: str(known.get(name, "")) for name in TEXTS}
     file = _Chosen(*read_texts(file_texts, {})) if any(file_texts.values()) else None
     if texts:
@@ -112,13 +112,14 @@ def _steps(
     return _guessed(settings, own, network, evaluation)
 
 
-def _check_alone(texts: list[str], named: bool, own: list[str]) -> None:
+def _check_alone(settings: Settings, texts: list[str], named: bool, own: list[str]) -> None:
     """Raise SettingsError where two ways of saying the same are set."""
     ways = {"item_tfms": "item_tfms", "batch_tfms": "item_tfms"}
     said = sorted({ways.get(name, name) for name in texts} | ({"pipeline"} if named else set()))
     if len(said) > 1:
         raise SettingsError(f"{' and '.join(said)} both say how photos are sized: keep one of them.")
-    allowed = ("image_size", "resize_method", "pad_mode") if texts == ["ds_tfms"] else ()
+    sizeless = texts == ["ds_tfms"] and "size" not in settings.ds_tfms
+    allowed = ("image_size", "resize_method", "pad_mode") if sizeless else ()
     if texts and (idle := [name for name in own if name not in allowed]):
         raise SettingsError(
             f"{' and '.join(idle)} would do nothing beside {texts[0]}: say it there, or take it out."
@@ -195,8 +196,6 @@ def _statistics(
     said = [name for name in ("mean", "std") if settings.is_set(name)]
     of_file = (tuple(known["mean"]), tuple(known["std"])) if {"mean", "std"} <= known.keys() else None
     found = chosen.statistics or of_file
-    if network.channels == 1 and found == NONE:
-        found = GRAY_NONE
     if len(said) < 2 and not found:
         library = "ImageNet's"
         found = (IMAGENET_MEAN, IMAGENET_STD)
@@ -212,6 +211,8 @@ def _statistics(
             f"mean and std are {list(own[0])} and {list(own[1])} in the settings, but "
             f"{list(found[0])} and {list(found[1])} in the transforms: the settings are used"
         )
+    if network.channels == 1 and own == NONE:
+        return GRAY_NONE  # three channels are how settings say that nothing normalizes
     if network.channels == 1 and len(own[0]) != 1:
         raise SettingsError(
             f"The network takes gray pictures, of one channel, but mean is {list(own[0])}: say one number in "

@@ -14,7 +14,7 @@ from app.photos.decode import decode
 from app.photos.notebook import read_fastai, read_fastai1, read_torchvision
 from app.photos.resample import FILTERS, resize
 from app.photos.transforms import Preprocess, Step, written
-from tests.conftest import IMAGES, NEWEST_PILLOW
+from tests.conftest import DATA, IMAGES, NEWEST_PILLOW, image_bytes
 from tests.photos.test_transforms import photo
 
 # narrow, square, smaller than what it becomes, odd, tiny
@@ -179,9 +179,20 @@ def test_the_arguments_of_a_databunch_are_one_step(text: str, words: list[str]) 
     assert [str(step) for step in read_fastai1(text, {"size": (224, 224), "resize_method": "crop"})] == words
 
 
+def test_a_databunch_makes_the_pixels_that_fastai_1_0_50_made() -> None:
+    stored = np.load(DATA / "v1" / "databunches.npz")  # by fastai 1.0.50 itself, in float16
+    assert len(stored.files) == 16
+    for name in stored.files:
+        text, _, photo_name = name.partition("|")
+        steps = read_fastai1(text, {})
+        found = ours(steps, None, decode(image_bytes(photo_name), "ignore"))
+        np.testing.assert_allclose(found, stored[name].astype(np.float32), atol=6e-4, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("get_transforms(), size=96, mode='nearest'", "its mode is 'nearest'"),
         ("([], [rotate(degrees=10)]), size=96", "`rotate` is not known"),
         ("([], [crop_pad(row_pct=0.)]), size=96", "v1's crop_pad at validation"),
         ("get_transforms(), size=96, mode='bicubic'", "its mode is 'bicubic'"),

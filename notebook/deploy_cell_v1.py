@@ -1,0 +1,50 @@
+# fastai-now: paste this into a notebook cell below your trained `learn` (fastai v1: 1.0.50 to 1.0.61) and run it.
+# It writes stage-2.pth (the weights), settings.toml (how your notebook makes pixels), samples/ (a photo of each
+# class) and proof.json (what it says to a dozen of your photos: the server refuses to start unless it says the same).
+import base64, io, json, re, PIL, torch
+from fastai.vision import *
+
+def deploy(learn, photos=12, side=512):
+    data, loss = learn.data, learn.loss_func
+    valid, classes = data.valid_ds, [str(c) for c in data.classes]
+    settings = {"model_url": "stage-2.pth", "proof_url": "proof.json", "classes": classes, "samples": "samples",
+                "exif": "ignore"}  # fastai ignores EXIF
+    for t in valid.tfms or []:  # what runs at validation beside the crop of get_transforms()
+        name = t.tfm.func.__name__
+        if name != "crop_pad" or any(t.kwargs.get(place, 0.5) != 0.5 for place in ("row_pct", "col_pct")):
+            raise NotImplementedError(f"fastai-now does not know how to repeat {name} at validation: deploy without it")
+    given, written = valid.tfmargs or {}, ["get_transforms()", f"size={(valid.tfmargs or {}).get('size')!r}"]
+    if given.get("resize_method") is not None:
+        written.append("resize_method=ResizeMethod." + ResizeMethod(given["resize_method"]).name)
+    for name in ("padding_mode", "mode", "mult"):
+        if given.get(name) is not None: written.append(f"{name}={given[name]!r}")
+    settings["ds_tfms"] = ", ".join(written)
+    stats = getattr(data, "stats", None) or ([0.0] * 3, [1.0] * 3)  # where nothing normalizes
+    settings["mean"], settings["std"] = [[float(x) for x in numbers] for numbers in stats]
+    names = {type(loss).__name__, getattr(loss, "__name__", ""), type(getattr(loss, "func", None)).__name__}
+    several = any("BCEWithLogits" in name or "binary_cross_entropy_with_logits" in name for name in names)
+    if several: settings.update(multi_label=True, threshold=getattr(loss, "thresh", 0.5))
+
+    def probabilities(image):  # with a loss that is not fastai's, predict gives the scores before the activation
+        said = learn.predict(image)[2]
+        if several: return said if 0 <= said.min() and said.max() <= 1 else said.sigmoid()
+        return said if said.min() >= 0 and abs(said.sum() - 1) < 1e-3 else said.softmax(0)
+
+    proof, items = {"classes": classes, "photos": []}, valid.x.items
+    Path("samples").mkdir(exist_ok=True)
+    for i in range(0, len(items), max(1, len(items) // photos))[:photos]:  # from all over: folders come by class
+        image, file = PIL.Image.open(str(items[i])).convert("RGB"), io.BytesIO()
+        image.thumbnail((side, side))
+        image.save(file, "PNG")
+        scores = probabilities(open_image(io.BytesIO(file.getvalue())))
+        photo = {"name": f"validation-{i}.png", "photo": base64.b64encode(file.getvalue()).decode()}
+        proof["photos"].append({**photo, "probabilities": [float(score) for score in scores]})
+        sample = Path("samples") / (re.sub(r"[^\w-]+", "_", classes[int(scores.argmax())]) + ".jpg")
+        if not sample.exists() and len(list(sample.parent.iterdir())) < 6: image.save(str(sample))
+    torch.save(learn.model.state_dict(), "stage-2.pth")
+    Path("proof.json").write_text(json.dumps(proof))
+    Path("settings.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    print("Upload stage-2.pth and proof.json, and put their links into these two lines of settings.toml:")
+    print('model_url = "https://..."\nproof_url = "https://..."')
+
+deploy(learn)
