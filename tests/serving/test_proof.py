@@ -176,6 +176,32 @@ def test_another_class_is_refused_even_within_the_tolerance(proof: str) -> None:
         opened(proof)
 
 
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        (
+            {"resize_method": "squish", "mean": (0, 0, 0), "std": (1, 1, 1)},
+            'pipeline = "fastai1" and resize_method = "crop" and mean = [0.485, 0.456, 0.406]',
+        ),
+        ({"exif": "turn", "image_size": (160, 160)}, 'exif = "ignore" and image_size = 224'),
+    ],
+    ids=["pipeline and statistics", "EXIF and size"],
+)
+def test_two_wrong_settings_are_named_together(proof: str, broken: dict[str, Any], named: str) -> None:
+    with pytest.raises(ProofError) as caught:
+        opened(proof, **broken)
+    assert f"With {named}" in str(caught.value)
+
+
+def test_raw_scores_of_a_notebook_are_compared_as_probabilities(
+    tmp_path: Path, v1_predictions: dict[str, np.ndarray]
+) -> None:
+    scores = {name: np.log(row) * 1.0 + 3 for name, row in v1_predictions.items()}  # what softmax turns back
+    result = opened(write_proof(tmp_path, scores)).card.proof
+    assert result is not None
+    assert (result.flips, result.worst_difference <= 1e-4) == (0, True)
+
+
 @pytest.mark.parametrize("missing", ["resize", "squish", "pad", "random_resized_crop", "presize", "nothing"])
 def test_each_pipeline_of_v2_is_named_when_another_is_served(
     missing: str, tmp_path: Path, make_learner: Callable[..., Any], vision: Any
