@@ -346,4 +346,4 @@ def _linear(module: Arrays, relu: bool) -> Linear:
 
 
 def _float32(array: Array) -> Float32:
-    return np.array(array, np.float32)  # a copy: small, and nothing of it then hangs on the file
+    return np.require(array, np.float32, ["C", "ALIGNED"])

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from app.engines.sessions import bound_session
+from app.errors import Int8Unavailable
 from app.graphs.graph import EPSILON, Graph, Int8
 from app.types import Array, Arrays, Float32, Float64
 
@@ -22,16 +23,20 @@ LARGEST_BIAS: Final = (2**31 - 1) / 1.0001  # an int32, in steps of the scales o
 NORM: Final = ("weight", "bias", "running_mean", "running_var")
 
 
-def quantize(graph: Graph, int8: Int8, arrays: Arrays, pixels: Iterable[Float32]) -> Arrays:
-    """What the graph at `int8.path` binds: a checkpoint's arrays in int8, and the scales of what flows
-    between the layers, learnt from photos, (3, H, W) each.
+def quantize(graph: Graph, arrays: Arrays, pixels: Iterable[Float32]) -> Arrays:
+    """Return the arrays that the int8 companion of a graph binds, calibrated on photos, (3, H, W) each.
+
+    They are the checkpoint's weights in int8, and the scales of the tensors between the layers. Raises
+    Int8Unavailable where the graph has no such companion.
     """
-    return _quantized(int8, arrays, _ranges(int8, graph.float32(arrays), pixels))
+    if graph.int8 is None:
+        raise Int8Unavailable(f"{graph.architecture} has no graph in int8")
+    return _quantized(graph.int8, arrays, _ranges(graph.int8, graph.float32(arrays), pixels))
 
 
 def _ranges(int8: Int8, weights: Arrays, pixels: Iterable[Float32]) -> Ranges:
     """The smallest and the largest number in each tensor, over all photos."""
-    session = bound_session(int8.ranges, weights, small=True)
+    session = bound_session(int8.ranges.read_bytes(), weights, small=True)
     names = [f"{name}_Reduce{end}" for name in int8.tensors for end in ("Min", "Max")]
     rows = [session.run(names, {"pixels": photo[np.newaxis]}) for photo in pixels]
     ends = np.array(rows, np.float64).reshape(len(rows), len(int8.tensors), 2)

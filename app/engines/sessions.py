@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from app.cpus import usable_cores
+from app.memory import return_free_pages
 from app.types import Arrays
 
 # From 1.29 on, ONNX Runtime's own builds for Linux report every opened model to Microsoft, unless this is set
@@ -20,10 +21,11 @@ def file_session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(path.read_bytes(), _options(), providers=["CPUExecutionProvider"])
 
 
-def bound_session(path: Path, weights: Arrays, *, small: bool = False) -> ort.InferenceSession:
-    """A session of a weightless graph that refers to `weights`, which are to be kept for as long.
+def bound_session(model: bytes, weights: Arrays, *, small: bool = False) -> ort.InferenceSession:
+    """Return a session of a weightless graph that refers to `weights`, which must live as long as it does.
 
-    ONNX Runtime lays the weights of convolutions out anew for speed; `small` spares those copies of them.
+    ONNX Runtime copies most weights into the order that it computes in; `small` spares these copies, and is
+    slower.
     """
     options = _options()
     if small:
@@ -31,7 +33,9 @@ def bound_session(path: Path, weights: Arrays, *, small: bool = False) -> ort.In
         options.add_session_config_entry("session.disable_prepacking", "1")
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), values)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return_free_pages()  # of the copies that were made on the way
+    return session
 
 
 def _options() -> ort.SessionOptions:

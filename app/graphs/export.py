@@ -4,25 +4,26 @@ Imports torch, fastai, timm and onnx, and only inside its functions: serving a s
 none.
 """
 
+import contextlib
 import importlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from app.checkpoints.module_tree import LIBRARIES, is_module
-from app.checkpoints.records import Call, Global
+from app.checkpoints.records import Call
 from app.errors import ArchitectureUnknown, ToolMissing
 from app.graphs.graph import COUNTER, WHOLE, Shown
+from app.graphs.module_builder import build_module
+from app.graphs.optimize import optimize
 from app.types import Arrays
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-OPSET: Final = 18
+OPSET: Final = 20  # the first with Gelu
 TIMM: Final = "timm."
 
 # What stands behind the body in the libraries' own models: torchvision's `forward` of each class, 0.28;
@@ -97,16 +98,29 @@ def create_body(architecture: str) -> "torch.nn.Module":
     """
     vision = import_fastai()
     timm = importlib.import_module("timm")
-    if constructor := _constructor(vision, architecture):
-        model = vision.create_vision_model(constructor, 2, pretrained=False)
-    elif (name := architecture.removeprefix(TIMM)) in timm.list_models():
-        model, _ = vision.create_timm_model(name, 2, pretrained=False)
-    else:
-        raise ArchitectureUnknown(
-            f"Neither torchvision nor fastai nor timm has an architecture '{architecture}'; it is the second "
-            "argument of vision_learner(dls, ARCHITECTURE), such as resnet34."
-        )
+    with _in_one_sentence(f"fastai makes no body of {architecture}"):
+        if constructor := _constructor(vision, architecture):
+            model = vision.create_vision_model(constructor, 2, pretrained=False)
+        elif (name := architecture.removeprefix(TIMM)) in timm.list_models():
+            model, _ = vision.create_timm_model(name, 2, pretrained=False)
+        else:
+            raise ArchitectureUnknown(
+                f"Neither torchvision nor fastai nor timm has an architecture '{architecture}'; it is the "
+                "second argument of vision_learner(dls, ARCHITECTURE), such as resnet34."
+            )
     return model[0].eval()  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _in_one_sentence(failure: str) -> Iterator[None]:
+    """Turn any error of fastai, timm or torch into ArchitectureUnknown: `failure`, and the cause."""
+    try:
+        yield
+    except (ArchitectureUnknown, ToolMissing):
+        raise
+    except Exception as error:  # the networks and the exporter raise anything
+        cause = " ".join(str(error).split())[:200] or "without a message"
+        raise ArchitectureUnknown(f"{failure} ({type(error).__name__}: {cause}).") from error
 
 
 def _constructor(vision: Any, architecture: str) -> Any:
@@ -129,9 +143,10 @@ def export_graph(architecture: str, folder: Path) -> Path:
     model = torch.nn.Sequential(body).eval()  # in a Sequential, so that names begin with "0." as in the file
     # a transformer's positions have one size, and so have swin's shifted windows once they are exported
     fixed = architecture.startswith("swin") or (hasattr(body, "needs_pool") and not body.needs_pool)
-    prefixes, head = _own_head(architecture)
-    pixels = importlib.import_module("torch").zeros(2, 3, 224, 224)
-    return _export(model, architecture, folder, pixels, fixed, {"head": head, "prefixes": prefixes})
+    pixels = torch.zeros(2, 3, 224, 224)
+    with _in_one_sentence(f"torch cannot export {architecture}"):
+        prefixes, head = _own_head(architecture)
+        return _export(model, architecture, folder, pixels, fixed, {"head": head, "prefixes": prefixes})
 
 
 def export_module(
@@ -151,18 +166,13 @@ def export_module(
     import_fastai()
     model = build_module(module, arrays).eval()
     pixels = torch.zeros(2, shown.channels, *(shown.size or (224, 224)))
-    try:
+    with _in_one_sentence("The network in the file was rebuilt, but cannot be exported"):
         with torch.no_grad():
             outputs = model(pixels)
         if outputs.ndim != 2:
             raise ValueError(f"it answers with the shape {list(outputs.shape)}")
         more = {"head": list(WHOLE), "prefixes": {}}
         return _export(model, name, folder, pixels, shown.size is not None, more)
-    except Exception as error:  # whatever a stranger's network raises when it runs, and torch when it exports
-        raise ArchitectureUnknown(
-            f"The network in the file was rebuilt, but cannot be exported ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]})."
-        ) from error
 
 
 def _export(
@@ -176,11 +186,12 @@ def _export(
     """The two files of a graph, in one go: first the .onnx, since the .json says that both are there."""
     torch = importlib.import_module("torch")
     dynamic = dict.fromkeys((0,) if fixed else (0, 2, 3), torch.export.Dim.DYNAMIC)
+    same_padded = _without_same_padding(model)
     program = torch.onnx.export(
         model,
         (pixels,),
         dynamo=True,
-        optimize=False,  # keeps every weight under its own name
+        optimize=False,  # it would fold the weights of this one model into the graph
         dynamic_shapes=({**dynamic},),
         input_names=["pixels"],
         output_names=["features"],
@@ -190,8 +201,8 @@ def _export(
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)}
     expected = {name: list(tensor.shape) for name, tensor in state.items()}
     # whole numbers are indexes, which belong to the architecture: they stay in the graph
-    numbers = {name for name, tensor in state.items() if tensor.is_floating_point()}
-    proto, bound = weightless(program.model_proto, numbers)
+    numbers = [name for name, tensor in state.items() if tensor.is_floating_point()]
+    proto, bound = weightless(optimize(program.model_proto, numbers, same_padded), set(numbers))
     description = {
         "architecture": name,
         "channels": model(pixels).shape[1],
@@ -204,6 +215,20 @@ def _export(
     write(path, proto.SerializeToString())
     write(folder / f"{name}.json", f"{json.dumps(description, separators=(',', ':'))}\n".encode())
     return path
+
+
+def _without_same_padding(model: "torch.nn.Module") -> set[str]:
+    """Turn timm's convolutions with TensorFlow's "SAME" padding into such without padding, since it exports
+    as dozens of nodes for each. Returns the names of their weights.
+    """
+    layers = importlib.import_module("timm.layers.conv2d_same")
+    torch = importlib.import_module("torch")
+    found = set()
+    for name, module in model.named_modules():
+        if type(module) is layers.Conv2dSame:
+            module.__class__ = torch.nn.Conv2d  # which it is, but for its `forward`
+            found.add(f"{name}.weight")
+    return found
 
 
 def write(path: Path, content: bytes) -> None:
@@ -259,59 +284,3 @@ def weightless(proto: "onnx.ModelProto", names: set[str]) -> "tuple[onnx.ModelPr
     proto.graph.ClearField("value_info")
     del proto.functions[:]
     return proto, bound
-
-
-# --- the network of an export ------------------------------------------------------------------------------
-
-MAX_DEPTH: Final = 100
-SKIPPED: Final = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-
-
-def build_module(record: Call, arrays: Arrays, prefix: str = "") -> "torch.nn.Module":
-    """The module that a record describes, with the weights `arrays` by state-dict name.
-
-    No code of the file runs: the classes are those of the installed torch, torchvision, timm and fastai, made
-    without calling their constructors, and given the plain attributes that the file has for them. Raises
-    ArchitectureUnknown.
-    """
-    torch = importlib.import_module("torch")
-    name = str(record.callee)
-    if prefix.count(".") > MAX_DEPTH:
-        raise ArchitectureUnknown(f"The network in the file has over {MAX_DEPTH} modules in one another.")
-    if not (isinstance(record.callee, Global) and name.startswith(LIBRARIES)):
-        raise ArchitectureUnknown(
-            f"The network in the file has a module {name}, which is not one of torch's, torchvision's, "
-            "timm's or fastai's, and is not rebuilt. Save the weights alone, of a network that one of them "
-            "offers."
-        )
-    try:
-        kind = getattr(importlib.import_module(record.callee.module), record.callee.name, None)
-    except ImportError:  # a module of an older version
-        kind = None
-    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
-        raise ArchitectureUnknown(
-            f"The installed packages have no module {name}; install the versions of your notebook."
-        )
-    module: Any = object.__new__(kind)
-    torch.nn.Module.__init__(module)
-    plain = {
-        key: value
-        for key, value in record.state.items()
-        if key not in SKIPPED and "hooks" not in key and is_plain(value)
-    }
-    module.__setstate__(plain)  # torch's own way to give an old module what it did not have then
-    for place, wrap in (("_parameters", torch.nn.Parameter), ("_buffers", lambda tensor: tensor)):
-        for key in record.get(place) or {}:
-            array = arrays.get(f"{prefix}{key}")
-            tensor = None if array is None else wrap(torch.from_numpy(np.array(array, np.float32)))
-            getattr(module, place)[key] = tensor
-    for key, child in (record.get("_modules") or {}).items():
-        module._modules[key] = build_module(child, arrays, f"{prefix}{key}.") if is_module(child) else None
-    return module  # type: ignore[no-any-return]
-
-
-def is_plain(value: Any) -> bool:
-    """Whether an attribute is made of numbers, texts and tuples alone."""
-    if isinstance(value, list | tuple):
-        return all(is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)

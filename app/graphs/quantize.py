@@ -20,9 +20,7 @@ from app.graphs.graph import EPSILON
 if TYPE_CHECKING:
     import onnx
 
-# of which a body may be made; and the exporter's way to write the zeros of a bias that is not there
-LAYERS: Final = {"Conv", "BatchNormalization", "Relu", "Add", "MaxPool"}
-OF_SHAPES: Final = {"Shape", "Constant", "Expand", "CastLike"}
+LAYERS: Final = {"Conv", "BatchNormalization", "Relu", "Add", "MaxPool"}  # of which a body may be made
 FILLED: Final = ("_quantized", "_scale", "_zero_point")  # the ends of what depends on weights and photos
 ALWAYS_ZERO: Final = ("weight_zero_point", "bias_quantized_zero_point")
 
@@ -70,7 +68,7 @@ def quantize_graph(path: Path) -> bool:
 
 
 def _has_plain_layers(body: "onnx.ModelProto") -> bool:
-    return {node.op_type for node in body.graph.node} <= LAYERS | OF_SHAPES
+    return {node.op_type for node in body.graph.node} <= LAYERS
 
 
 def _has_norm_behind_each_conv(body: "onnx.ModelProto") -> bool:

@@ -47,6 +47,21 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
         export_graph("resnet35", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "cause"),
+    [
+        ("mobilenet_v2", "fastai makes no body of mobilenet_v2 \\(StopIteration: without a message"),
+        ("get_model", "fastai makes no body of get_model \\(TypeError: "),
+    ],
+)
+def test_an_architecture_that_cannot_be_exported_is_named_with_the_cause(
+    architecture: str, cause: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ArchitectureUnknown, match=cause):
+        export_graph(architecture, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_of_another_architecture_is_no_learner_of_this_one() -> None:
     network = recognize(read_checkpoint(V1_CHECKPOINT))
     other = replace(network, graph=replace(network.graph, architecture="squeezenet1_0"))

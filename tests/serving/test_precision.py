@@ -156,7 +156,7 @@ def test_the_numbers_are_those_of_onnx_runtimes_own_quantization(
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     assert graph.int8
     monkeypatch.setattr("app.engines.int8.RANGE_MARGIN", 1.0)  # the tool has no such thing
-    ours = quantize(graph, graph.int8, arrays, pixels)
+    ours = quantize(graph, arrays, pixels)
     theirs = {
         tensor.name: onnx.numpy_helper.to_array(tensor)
         for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer
@@ -182,7 +182,7 @@ def test_int8_answers_as_torch_does_in_float32(model: Any, pictures: list[Image.
     graph = find_graph(arrays)
     assert graph.int8
     pixels = [PREPROCESS(picture) for picture in pictures]
-    numbers = quantize(graph, graph.int8, arrays, iter(pixels))
+    numbers = quantize(graph, arrays, iter(pixels))
     engine = GraphEngine(fitted(graph, arrays), quantized_weights=numbers)
     random = np.random.default_rng(7)
     others = [striped(number % 3, random) for number in range(60)]

@@ -1,0 +1,60 @@
+"""From the graph that torch exports to one that ONNX Runtime fuses in full, its weights still by their names.
+
+Imports onnx, onnx_ir and onnxscript, and only inside its functions: serving needs none.
+"""
+
+import importlib
+from collections.abc import Sequence, Set
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import onnx
+
+DIMENSIONS: Final = ("batch", "channels", "height", "width")
+
+
+def optimize(graph: "onnx.ModelProto", weights: Sequence[str], same_padded: Set[str]) -> "onnx.ModelProto":
+    """Simplify a graph as `torch.onnx.export(optimize=True)` does, but leave `weights` as initializers.
+
+    onnxscript computes all that is constant, also what is made of weights, such as swin's table of positions.
+    So the weights become inputs of the graph meanwhile. A BatchNorm stays behind its convolution: ONNX
+    Runtime folds it with the numbers of the checkpoint. The convolutions whose weights are in `same_padded`
+    pad their inputs to the size that TensorFlow's "SAME" gives.
+    """
+    ir = importlib.import_module("onnx_ir")
+    model = ir.from_proto(graph)
+    bound = {}
+    for name in weights:
+        if (value := model.graph.initializers.pop(name, None)) is None:  # torch drops some that nothing reads
+            continue
+        bound[name], value.const_value = value.const_value, None
+        model.graph.inputs.append(value)
+    _pad_to_same(model, same_padded)
+    importlib.import_module("onnxscript.optimizer").optimize(model)
+    _name_dimensions(model)
+    for value in [value for value in model.graph.inputs if value.name in bound]:
+        model.graph.inputs.remove(value)
+        if value.uses():
+            value.const_value = bound[value.name]
+            model.graph.initializers[value.name] = value
+    return ir.to_proto(model)
+
+
+def _pad_to_same(model: Any, weights: Set[str]) -> None:
+    """Let the convolutions with these weights pad by themselves: ONNX calls it SAME_UPPER."""
+    ir = importlib.import_module("onnx_ir")
+    for node in model.graph:
+        if node.op_type == "Conv" and node.inputs[1].name in weights:
+            node.attributes.pop("pads", None)  # ONNX allows one of the two
+            node.attributes.add(ir.AttrString("auto_pad", "SAME_UPPER"))
+
+
+def _name_dimensions(model: Any) -> None:
+    """Call the dimensions of the pixels that are not fixed by their names; ONNX Runtime infers the rest."""
+    ir = importlib.import_module("onnx_ir")
+    pixels = model.graph.inputs[0]
+    pixels.shape = ir.Shape(
+        [side if isinstance(side, int) else name for name, side in zip(DIMENSIONS, pixels.shape, strict=True)]
+    )
+    for output in model.graph.outputs:
+        output.shape = ir.Shape([None] * len(output.shape))
