@@ -3,7 +3,6 @@
 Tells them by their first bytes, by the names in an archive, or by the one object in a pickle.
 """
 
-import tarfile
 from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -102,6 +101,8 @@ def _in_tar(path: Path) -> tuple[str, str]:
 
 def _tar_names(file: BinaryIO) -> list[str]:
     """Return the first names in a tar archive; none where it is damaged."""
+    import tarfile  # a start needs it only if the file is one
+
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             return [member.name for member in islice(archive, SHOWN + 1)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 
 from app.settings import Settings
 from app.web.colors import ground, readable
@@ -65,6 +65,8 @@ def draw_preview(color: str, samples: Sequence[Path]) -> bytes:
 
 def _paste_photos(picture: Image.Image, photos: Sequence[Path]) -> None:
     """Photos side by side within the corners, each filling its share."""
+    from PIL import ImageDraw  # 4 ms of a start, needed only by link previews
+
     inset, gap = (EDGE + LINE + GAP) * SMOOTH, GAP * SMOOTH
     height = picture.height - 2 * inset
     width = (picture.width - 2 * inset - gap * (len(photos) - 1)) // len(photos)
@@ -78,6 +80,8 @@ def _paste_photos(picture: Image.Image, photos: Sequence[Path]) -> None:
 
 def _draw_sign(picture: Image.Image, accent: str) -> None:
     """The picture of the page's empty place for a photo: a frame, hills and a sun."""
+    from PIL import ImageDraw
+
     draw, line = ImageDraw.Draw(picture), 14 * SMOOTH
     left, top = picture.width // 2 - 150 * SMOOTH, picture.height // 2 - 125 * SMOOTH
     scale = 300 / 48 * SMOOTH  # the drawing in index.html is 48 x 40
@@ -92,6 +96,8 @@ def _draw_sign(picture: Image.Image, accent: str) -> None:
 
 def _draw_corners(picture: Image.Image, accent: str) -> None:
     """The four corners that frame things on the page."""
+    from PIL import ImageDraw
+
     edge, corner, line = EDGE * SMOOTH, CORNER * SMOOTH, LINE * SMOOTH
     frame = Image.new("L", picture.size, 0)
     draw = ImageDraw.Draw(frame)
