@@ -1,4 +1,4 @@
-"""The requests with photos: who may ask, the photos read, and the answers awaited while the client stays."""
+"""The requests with photos: check the client, read the photos, await the answers while the client stays."""
 
 import asyncio
 from collections.abc import Callable, Coroutine

@@ -4,8 +4,8 @@ from typing import Final
 
 PAPER: Final = {"light": "#ffffff", "dark": "#0f1013"}  # before it is tinted
 TINT: Final = {"light": 0.045, "dark": 0.07}  # of the accent in the ground: so that the page has its color
-SURFACE: Final = {"light": 0.0, "dark": 0.13}  # of the accent in what lies on the ground
-CONTRAST: Final = 4.6  # WCAG 2.2 asks text for 4.5; a little more for what is rounded on the way
+SURFACE: Final = {"light": 0.0, "dark": 0.13}  # of the accent in the surfaces on the ground
+CONTRAST: Final = 4.6  # WCAG 2.2 asks text for 4.5; a little more for rounding
 STEPS: Final = 50  # towards black or white: finer than the eye sees
 
 Color = tuple[float, float, float]  # sRGB, 0..255
@@ -27,7 +27,7 @@ def ground(accent: str, scheme: str) -> str:
 
 
 def surface(accent: str, scheme: str) -> str:
-    """The color of what lies on the ground."""
+    """Return the color of the surfaces on the ground."""
     return _mix(PAPER[scheme], accent, SURFACE[scheme])
 
 

@@ -39,7 +39,7 @@ class Closable(Protocol):
 
 
 class Connections:
-    """The connections of a process, by what each is waiting for. Every operation takes constant time.
+    """The connections of a process, grouped by the expected next step. Every operation takes constant time.
 
     A newcomer above the limit takes the place of the connection that has been idle for longest, or else of
     the one whose client has been sending or reading for longest. Requests being answered keep theirs.

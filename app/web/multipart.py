@@ -27,9 +27,9 @@ TURN_SECONDS: Final = 0.002  # of parsing, after which other requests have as ma
 
 
 class Form(NamedTuple):
-    """The files of a form, whatever the names of their fields, and the text of a field `url`.
+    """The files of a form, under any field names, and the text of a field `url`.
 
-    `cause` says why there is no file, where that can be told from the texts.
+    `cause` is the reason why there is no file, if the texts show it.
     """
 
     files: list[bytes]

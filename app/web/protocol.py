@@ -26,7 +26,7 @@ from app.web.strict_h11 import StrictConnection
 
 CODES: Final[dict[int, Code]] = {400: "bad-request", 414: "uri-too-long", 431: "header-too-large"}
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-RESET: Final = struct.pack("ii", 1, 0)  # close with a reset; what is not sent yet is dropped
+RESET: Final = struct.pack("ii", 1, 0)  # close with a reset, and drop the bytes that are not sent yet
 RETRY: Final = 5  # seconds after which a refused client may try again
 READ_BYTES: Final = 64 * 1024  # of one read; asyncio's own are four times as long
 
@@ -39,7 +39,7 @@ class Wait(enum.Enum):
     REQUEST = enum.auto()  # or that it leaves
     HEAD = enum.auto()  # the rest of a request line and headers
     BODY = enum.auto()
-    READING = enum.auto()  # of what was answered
+    READING = enum.auto()  # of the answer
     LEAVING = enum.auto()  # after a close
 
 
@@ -71,10 +71,10 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._received = 0  # bytes since the wait began
         self._start = 0  # how far the client was when the current span began
-        self._spoiled = False  # nothing more can be read out of what the client sends
+        self._spoiled = False  # no further request can be read from this client
         self._half_closed = False  # the client has ended its side
 
-    # --- what asyncio calls ---------------------------------------------------------------------------------
+    # --- called by asyncio ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", _Transport(transport, self)))
@@ -87,7 +87,7 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
         return self._read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if not self.transport.is_closing():  # after a refusal what still comes is read and dropped
+        if not self.transport.is_closing():  # after a refusal, further bytes are dropped
             self._received += nbytes
             self.data_received(bytes(self._read_buffer[:nbytes]))
 
@@ -113,10 +113,10 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
         self.open_connections.remove(self)
         super().connection_lost(exc)
 
-    # --- what uvicorn calls ---------------------------------------------------------------------------------
+    # --- called by uvicorn ----------------------------------------------------------------------------------
 
     def handle_events(self) -> None:
-        """Handle what has arrived, up to a number of chunks; the rest waits its turn."""
+        """Handle the received bytes, up to a number of chunks; the rest waits for its turn."""
         super().handle_events()
         if self.conn.resting:
             self.transport.pause_reading()
@@ -134,13 +134,13 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what h11 refuses as RFC 9457; its exception, being handled, has the status and why."""
+        """Answer a request that h11 refuses with a problem; h11's exception has the status and the reason."""
         self._spoiled = True
         error = sys.exception()
         status = getattr(error, "error_status_hint", 400)
         # 501 is for transfer codings: this server knows none, so the request must change
         status = status if status in CODES else 400
-        detail = str(error).partition(": ")[0]  # what follows is a quotation of what was sent
+        detail = str(error).partition(": ")[0]  # without h11's quotation of the request
         if status == 400:
             detail = f"This is not a valid HTTP request: {detail}."
         self._refuse(status, CODES[status], detail)
@@ -162,7 +162,7 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
     # --- deadlines ------------------------------------------------------------------------------------------
 
     def _update(self) -> None:
-        """Find what the client must do next."""
+        """Determine the next thing that the client must do."""
         state = self.conn.their_state
         if self.transport.is_closing():
             return
@@ -178,7 +178,7 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
             self._expect(Wait.HEAD if self.conn.trailing_data[0] else Wait.REQUEST)
 
     def _expect(self, wait: Wait | None) -> None:
-        """Start the clock for what the client must do next, or stop it."""
+        """Start the clock for the client's next step, or stop it."""
         if wait is self._wait:
             return
         self._wait, self._received = wait, 0
@@ -223,7 +223,7 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
             self._refuse(408, "request-timeout", detail)
 
     def _probe(self) -> None:
-        """Find out whether a client that ended its side has left: then it resets what is written to it."""
+        """Test whether a client that ended its side has left: then it answers a write with a reset."""
         if self.transport.is_closing() or self.cycle.response_complete:
             return
         if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -248,7 +248,7 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
         """Close `transport`. A client that still sends would get a reset before it has read the answer."""
         sends = self._spoiled or self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
         if not sends or transport.is_closing():
-            self._expect(Wait.READING)  # of what is not sent yet
+            self._expect(Wait.READING)  # of the bytes that are not sent yet
             transport.close()
             return
         self._expect(Wait.LEAVING)

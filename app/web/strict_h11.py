@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 import h11
 from h11._readers import ChunkedReader
 
-MAX_HEAD: Final = 16 * 1024  # bytes of a request line and its headers: h11's own, twice what nginx takes
+MAX_HEAD: Final = 16 * 1024  # bytes of a request line and its headers: as h11, twice nginx's
 MAX_TARGET: Final = 8_000  # bytes of the address: RFC 9110, 4.1 recommends as many
 MAX_FIELDS: Final = 100  # headers, or trailers: as Apache takes
 MAX_CHUNK_LINE: Final = 256  # bytes of the line before a chunk: its length, and extensions that nobody sends
@@ -94,7 +94,7 @@ class _ChunkReader:
         return bool(length)
 
     def _read_chunk(self, buffer: Any, body: bytearray) -> bool:
-        """Read of a chunk what has arrived; return whether that is all of it."""
+        """Read the received part of a chunk; return whether the chunk is complete."""
         if self._left > 2:
             part = buffer.maybe_extract_at_most(self._left - 2) or b""
             body += part
@@ -118,7 +118,7 @@ class _ChunkReader:
 
 
 def _check_head(received: bytes) -> None:
-    """Refuse what h11 would repair. `received` begins with a request line, and may be incomplete."""
+    """Refuse a head that h11 would repair. `received` begins with a request line, and may be incomplete."""
     head = received.partition(b"\r\n\r\n")[0]
     if len(head.partition(b"\r\n")[0]) > MAX_TARGET + LONGEST_METHOD:
         _refuse(f"The address is over {MAX_TARGET:,} bytes long, which is the limit here.", 414)

@@ -27,7 +27,7 @@ def looks_like_image(data: bytes | bytearray) -> bool:
 
 
 def wrong_wrapping(text: bytes | bytearray) -> str:
-    """Return what a text field holds in place of a photo, and what to do; "" if it is just a text."""
+    """Return a sentence on a text field that holds something in place of a photo; "" if it is plain text."""
     if text.startswith(b"[object "):
         return (
             "A field holds the text '[object Object]': JavaScript sent an object that is not a File or a "
