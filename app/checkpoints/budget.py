@@ -15,7 +15,7 @@ STEPS: Final = 1_000_000  # a resnet152 with optimizer state has 90,000 opcodes
 
 @dataclass
 class Budget:
-    """What is left of the `bytes` of memory and of the `steps` that a file of `size` bytes may take."""
+    """The rest of the `bytes` of memory and of the `steps` that a file of `size` bytes may take."""
 
     bytes: int
     steps: int

@@ -42,7 +42,7 @@ SAFETENSORS_TYPES: Final[dict[str, np.dtype[Any]]] = {
 class Container(Struct, frozen=True):
     """An open file: `kind` is "zip", "legacy", "pickle", "safetensors" or "onnx", `tree` the object in it
     (None in ONNX), `fetch` gives the numbers of its storages. `unexpected` are the names in its pickles that
-    no network, transform or data block needs; `budget` is what is left for the reader.
+    no network, transform or data block needs; `budget` is the rest of it for the reader.
     """
 
     kind: str

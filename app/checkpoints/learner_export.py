@@ -159,7 +159,7 @@ def _fastai2(learner: Call, module: Call, numbers: Numbers) -> Export:
 def _opened(lists: list[Any]) -> tuple[bool | None, list[str]]:
     """How a v2 dataset opens its pictures: whether gray, None if it does not tell; and what is not served.
 
-    What stands behind PILImage.create there, or in its place, would change every photo.
+    A function behind PILImage.create there, or in its place, would change every photo.
     """
     first = lists[0] if lists and isinstance(lists[0], Call) else None
     names = [t.get("_name") for t in _transforms(_attribute(first, "tfms")) if t.get("_name")]

@@ -55,7 +55,7 @@ class Checkpoint(Struct, frozen=True):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Return what the owner of the file ought to know of the code that it names."""
+        """Return warnings for the owner of the file about the code that it names."""
         if not self.unexpected:
             return ()
         return (

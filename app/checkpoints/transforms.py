@@ -62,7 +62,7 @@ def read_databunch(
     normalize: Mapping[str, Any] | None,
     numbers: Numbers,
 ) -> tuple[dict[str, Any], list[str]]:
-    """The settings that v1's arguments of a databunch are, and a phrase for what cannot be said by them."""
+    """The settings that v1's arguments of a databunch are, and a phrase for the rest."""
     unserved = _fastai1_transforms(transforms)
     written = ["get_transforms()"]
     for name in ("size", "resize_method", "padding_mode", "mode", "mult"):

@@ -125,7 +125,7 @@ class Unpickler:
         self.call(callee, arguments)
 
     def call(self, callee: Any, arguments: Any) -> None:
-        """Push what a call would return, or its record; the named arguments of NEWOBJ_EX are left out."""
+        """Push the result of a call, or its record; the named arguments of NEWOBJ_EX are left out."""
         match callee, arguments:
             case Global("collections", "OrderedDict"), (list() as pairs, *_):
                 self.budget.charge(ENTRY * len(pairs))
@@ -134,7 +134,9 @@ class Unpickler:
         self.push(_rebuild(callee, arguments))
         if isinstance(callee, Global) and not is_expected_call(callee.module, callee.name, arguments):
             self.unexpected.add(callee)
-        if isinstance(callee, Call) and callee.arguments not in BUILT:  # the pickle makes what it calls
+        if (
+            isinstance(callee, Call) and callee.arguments not in BUILT
+        ):  # the pickle makes the function that it calls
             self.unexpected.add(_maker(callee))
 
     def persistent(self) -> None:

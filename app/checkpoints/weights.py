@@ -43,7 +43,7 @@ HEAD: Final = re.compile(r"(fc|classifier|head|linear|output|out|cls|logits|last
 def find_weights(tree: Any, budget: Budget) -> Tensors:
     """Return the tensors of the network in the object of a pickle, by name.
 
-    Raises CheckpointError, naming what the object is, where there are none.
+    Raises CheckpointError, naming the object, if there are none.
     """
     if found := _most(tree, MAX_DEPTH, budget):
         return found
