@@ -194,6 +194,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = ()
     log_format: Annotated[LogFormat, Meta(description='"json" writes one object per line.')] = "text"
+    lang: Annotated[
+        Literal["auto", "ar", "de", "en", "es", "fr", "hi", "ja", "pt", "zh"],
+        Meta(description='The language of the page; "auto" is that of the browser, with a switch.'),
+    ] = "auto"
     title: Annotated[str, Meta(min_length=1, max_length=200, description="The title of the page.")] = (
         "What's in this photo?"
     )

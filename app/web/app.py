@@ -22,7 +22,7 @@ from app.web.access import set_session
 from app.web.analysis import analyze, explain
 from app.web.middleware import around_requests
 from app.web.pages import VIEW, Pages
-from app.web.problems import HANDLERS, as_json
+from app.web.problems import HANDLERS, as_json, language_of
 from app.web.state import STARTING_RETRY, OnFailure, Service
 
 FRESH: Final = {"cache-control": "no-cache"}  # browsers revalidate: settings and phases change
@@ -90,7 +90,9 @@ class FreshFiles(StaticFiles):
 
 async def page(request: Request) -> Response:
     """GET /: the upload page."""
-    response = HTMLResponse(request.state.pages.index(request.state.service.phase), headers=FRESH)
+    pages = request.state.pages
+    text = pages.index(request.state.service.phase, language_of(request))
+    response = HTMLResponse(text, headers=FRESH | {"vary": "Accept-Language"})
     set_session(request, response)
     return response
 

@@ -23,6 +23,7 @@ from app.serving.card import ModelCard
 from app.serving.predictor import Prediction, Score
 from app.settings import DEMO, Settings
 from app.web.colors import color_rules, ground
+from app.web.languages import DEFAULT, choose_language, load_texts
 from app.web.preview import draw_preview, public_address
 
 VIEW: Final = Path(__file__).parent / "view"
@@ -56,13 +57,11 @@ class Pages:
         self._settings = settings
         self.classes = settings.classes
         self._exactly = True  # until it is known what is served
-        texts = json.loads((VIEW / "texts.json").read_text("utf-8"))
-        self._words: dict[str, str] = texts["page"] | texts["both"]
-        self._script_words: dict[str, Any] = texts["script"] | texts["both"]
+        self._texts = load_texts()
         self._templates = {path.stem: Template(path.read_text("utf-8")) for path in VIEW.glob("*.html")}
         self.samples = _samples(settings)  # in the order in which they are shown
         self.stylesheet = color_rules(settings.color) + (VIEW / "static" / "style.css").read_text("utf-8")
-        self._sample_row = self._samples_html()
+        self._thumbs = [_thumb(file) for file in self.samples]
         self._address = public_address(settings, environment)
 
     @cached_property
@@ -76,25 +75,34 @@ class Pages:
         # both are judged by differences that a photo of another size already makes
         self._exactly = card.proof is not None or not card.preprocess.scalable
 
-    def index(self, phase: str) -> str:
-        """The page, while opening the model is in this phase."""
+    def language(self, chosen: str, accepted: str) -> str:
+        """Return the language of `lang`, else of a request's `?lang=`, else of its Accept-Language."""
+        if self._settings.lang != "auto":
+            return self._settings.lang
+        return choose_language(chosen, accepted, self._texts)
+
+    def index(self, phase: str, language: str = DEFAULT) -> str:
+        """Return the page, while opening the model is in this phase."""
+        texts = self._texts[language]
         data = {
             "phase": phase,
             "maxBytes": self._settings.max_upload_mb * 1_000_000,
             "maxPixels": MAX_PIXELS,
             "maxSide": MAX_SIDE,
             "scaling": self._scaling(),
-            "texts": self._script_words,
+            "texts": texts["script"] | texts["both"],
         }
         script = json.dumps(data, ensure_ascii=False).replace(
             "<", "\\u003c"
         )  # nothing in it ends the element
         return self._fill(
             "index",
+            language,
             {f"ground_{scheme}": ground(self._settings.color, scheme) for scheme in ("light", "dark")},
             data=script,
             preview_tags=self._preview_tags(),
-            samples=self._sample_row,
+            samples=self._samples_html(language),
+            languages=self._languages_html(language),
         )
 
     def _scaling(self) -> str:
@@ -103,9 +111,9 @@ class Pages:
             return "never"  # a browser turns what it scales
         return "over" if self._exactly else "large"
 
-    def answer(self, prediction: Prediction) -> str:
+    def answer(self, prediction: Prediction, language: str = DEFAULT) -> str:
         """The answer to a form that was sent without JavaScript, as app.js shows it."""
-        words, scores = self._words, prediction.predictions
+        words, scores = self._words(language), prediction.predictions
         headline = words["unsure"] if prediction.unsure else prediction.result or words["nothing"]
         certain = headline == scores[0].label  # else it is in the list only
         hint = words["unsureHint"].format(label=f"\u2068{scores[0].label}\u2069") if prediction.unsure else ""
@@ -116,6 +124,7 @@ class Pages:
             rest = f'<details id="rest"><summary>{summary}</summary><ol class="scores">{rows}</ol></details>'
         return self._fill(
             "answer",
+            language,
             {"headline": headline},
             confidence=_percent(prediction.confidence) if certain else "",
             width=f"{prediction.confidence:.1%}" if certain else "0",
@@ -126,7 +135,8 @@ class Pages:
 
     def api(self, card: ModelCard | None) -> str:
         """Return the page for programs; `card` is None while the model is being opened."""
-        words, origins = self._words, self._settings.cors_origins
+        words = json.loads((VIEW / "api.json").read_text("utf-8"))  # in English alone, as its text is
+        origins = self._settings.cors_origins
         model = f"<p>{html.escape(words['model_opening'])}</p>" if card is None else _card_html(card)
         keys = bool(self._settings.api_keys)
         examples = {f"key_{language}": code if keys else "" for language, code in KEY_EXAMPLES.items()}
@@ -134,7 +144,7 @@ class Pages:
         values = {
             "cors_note": words["cors_open" if origins else "cors_closed"].format(origins=", ".join(origins))
         }
-        return self._fill("api", examples | values, model=model, key_note=note)
+        return self._fill("api", DEFAULT, words | examples | values, model=model, key_note=note)
 
     def manifest(self) -> dict[str, Any]:
         """What lets a phone install the page (W3C Web Application Manifest)."""
@@ -146,7 +156,7 @@ class Pages:
         return {
             "name": self._settings.title,
             "short_name": self._settings.title,
-            "description": self._description(),
+            "description": self._description(self._words(self.language("", ""))),
             "start_url": "./",
             "display": "standalone",
             "background_color": ground(self._settings.color, "light"),
@@ -154,21 +164,38 @@ class Pages:
             "icons": [icon, *bitmaps],
         }
 
-    def _fill(self, name: str, values: Mapping[str, str], **fragments: str) -> str:
+    def _words(self, language: str) -> dict[str, str]:
+        texts = self._texts[language]
+        return texts["page"] | texts["both"]  # type: ignore[no-any-return]
+
+    def _fill(self, name: str, language: str, values: Mapping[str, str], **fragments: str) -> str:
         """A template with words and values, escaped here, and with fragments, which are HTML already."""
-        words = {"title": self._settings.title, "description": self._description(), **self._words, **values}
+        words = self._words(language)
+        title = self._settings.title if self._settings.is_set("title") else words["default_title"]
+        words |= {"title": title, "description": self._description(words), **values}
         escaped = {key: html.escape(value) for key, value in words.items()}
         return self._templates[name].substitute(escaped | fragments)
 
-    def _description(self) -> str:
+    def _description(self, words: Mapping[str, str]) -> str:
         if self._settings.description:
             return self._settings.description
         if not self.classes:
-            return self._words["tells_nothing_yet"]
+            return words["tells_nothing_yet"]
         named = ", ".join(self.classes[:NAMED])
         if len(self.classes) > NAMED:
-            named += " " + self._words["more"].format(count=len(self.classes) - NAMED)
-        return self._words["tells"].format(classes=named)
+            named += " " + words["more"].format(count=len(self.classes) - NAMED)
+        return words["tells"].format(classes=named)
+
+    def _languages_html(self, language: str) -> str:
+        """Return links to the page in each language; none where the settings fix it."""
+        if self._settings.lang != "auto":
+            return ""
+        links = " ".join(
+            f'<a href="?lang={code}" hreflang="{code}" lang="{code}">{texts["page"]["language"]}</a>'
+            for code, texts in self._texts.items()
+        )
+        current = self._texts[language]["page"]["language"]
+        return f'<details class="languages"><summary>{current}</summary><p>{links}</p></details>'
 
     def _preview_tags(self) -> str:
         """The tags that name this server's address, where it is known."""
@@ -183,21 +210,20 @@ class Pages:
             '<meta name="twitter:card" content="summary_large_image">\n'
         )
 
-    def _samples_html(self) -> str:
+    def _samples_html(self, language: str) -> str:
         if not self.samples:
             return ""
-        buttons = [
-            f'<li><button type="button" data-do="sample" value="samples/{number}">'
-            f'<img width="72" height="72" alt="{html.escape(self._sample_label(file))}" src="{_thumb(file)}">'
-            "</button></li>"
-            for number, file in enumerate(self.samples)
-        ]
-        heading = f'<p class="soft">{html.escape(self._words["samples"])}</p>'
+        words = self._words(language)
+        buttons = []
+        for number, (file, thumb) in enumerate(zip(self.samples, self._thumbs, strict=True)):
+            label = words["sample"].format(name=file.stem.replace("-", " ").replace("_", " "))
+            buttons.append(
+                f'<li><button type="button" data-do="sample" value="samples/{number}">'
+                f'<img width="72" height="72" alt="{html.escape(label)}" src="{thumb}"></button></li>'
+            )
+        heading = f'<p class="soft">{html.escape(words["samples"])}</p>'
         row = f"{heading}<ul>{''.join(buttons)}</ul>"
         return f'  <div class="samples" data-in="idle answer problem">{row}</div>\n'
-
-    def _sample_label(self, file: Path) -> str:
-        return self._words["sample"].format(name=file.stem.replace("-", " ").replace("_", " "))
 
 
 def _samples(settings: Settings) -> list[Path]:

@@ -82,8 +82,15 @@ def as_json(record: Struct | list[Any], headers: dict[str, str] | None = None) -
 def as_prediction(request: Request, prediction: Struct) -> Response:
     """Return a Prediction as JSON, or as a page where a browser asks."""
     if wants_page(request):
-        return HTMLResponse(request.state.pages.answer(prediction), headers=VARIES)
+        page = request.state.pages.answer(prediction, language_of(request))
+        return HTMLResponse(page, headers={"vary": "Accept, Accept-Language"})
     return as_json(prediction, VARIES)
+
+
+def language_of(request: Request) -> str:
+    """Return the language in which a request wants the page."""
+    chosen, accepted = request.query_params.get("lang", ""), request.headers.get("accept-language", "")
+    return request.state.pages.language(chosen, accepted)  # type: ignore[no-any-return]
 
 
 def problem(

@@ -450,6 +450,23 @@ def test_the_last_answers_are_forgotten_when_asked(
     assert kept == 0
 
 
+def test_the_language_is_switched_and_arabic_is_read_from_right_to_left(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page("phone", locale="de-DE")
+    page.goto(demo.url)
+    assert page.get_by_role("heading", name="Was ist auf diesem Foto?").is_visible()
+    page.locator(".languages summary").click()
+    page.get_by_role("link", name="العربية").click()
+    page.get_by_role("heading", name="ماذا في هذه الصورة؟").wait_for()
+    choose(page, SAMPLES / "hat.jpg")
+    assert headline(page) == "hat"
+    result, percentage = (page.locator(which).bounding_box() for which in ("#result", "#confidence"))
+    assert result["x"] > percentage["x"] + percentage["width"]
+    assert in_first_screen(page, "#frame", "#result", "#scores", "#why", "label[for=file]")
+    assert page.evaluate(NO_SCROLL)
+
+
 # --- the states --------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from app.serving.card import ModelCard, Pixels
 from app.serving.precision import Precision
 from app.serving.predictor import Prediction, Score
 from app.serving.proof import ProofResult
-from app.settings import DEMO, Settings, load_settings
+from app.settings import DEMO, HINTS, Settings, load_settings
+from app.web.languages import choose_language, load_texts
 from app.web.pages import VIEW, Pages
 from app.web.preview import frame_origins
 from tests.conftest import BEARS, ROOT, SECONDS, ServerProcess, image_bytes
@@ -41,7 +43,8 @@ CARD = ModelCard(
     1,
     {},
 )
-TEXTS = json.loads((VIEW / "texts.json").read_text())
+LANGUAGES = load_texts()
+TEXTS: Any = LANGUAGES["en"]
 
 
 def settings(**changes: Any) -> Settings:
@@ -225,6 +228,63 @@ def test_every_code_of_a_refused_photo_has_its_words() -> None:
     assert {"corrupt-image", "truncated-image", "empty-file", "model-loading", "overloaded"} <= codes
     for_programs = {"unknown-label", "not-an-image", "url-not-allowed", "fetch-failed", "fetch-timeout"}
     assert codes - for_programs - TEXTS["script"]["problems"].keys() == set()
+
+
+def leaves(texts: Any, path: str = "") -> dict[str, str]:
+    """Every text by its place."""
+    if isinstance(texts, str):
+        return {path: texts}
+    items = texts.items() if isinstance(texts, dict) else enumerate(texts)
+    return {place: text for key, value in items for place, text in leaves(value, f"{path}/{key}").items()}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_language_has_every_text_with_its_placeholders(language: str) -> None:
+    english, texts = leaves(TEXTS), leaves(LANGUAGES[language])
+    assert texts.keys() == english.keys()
+    for place, text in texts.items():
+        assert text.strip() and sorted(re.findall(r"\{\w+\}", text)) == sorted(
+            re.findall(r"\{\w+\}", english[place])
+        ), place
+    assert texts["/page/lang"] == language
+
+
+def test_the_languages_are_those_of_the_setting() -> None:
+    assert {"auto", *LANGUAGES} == set(typing.get_args(typing.get_args(HINTS["lang"])[0]))
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [
+        ("de-AT,de;q=0.9,en;q=0.8", "de"),
+        ("pt-BR", "pt"),
+        ("xx, fr;q=0.2, es;q=0.7", "es"),
+        ("zh-Hant-TW;q=0.5", "zh"),
+        ("de;q=0", "en"),
+        ("de;q=high", "en"),
+        ("", "en"),
+        ("*", "en"),
+    ],
+)
+def test_the_language_is_the_first_accepted_one_that_there_is(accepted: str, language: str) -> None:
+    assert choose_language("", accepted, LANGUAGES) == language
+    assert choose_language("ja", accepted, LANGUAGES) == "ja"
+    assert choose_language("../x", accepted, LANGUAGES) == language
+
+
+def test_a_browser_gets_the_page_in_its_language_unless_the_settings_fix_it(bears: ServerProcess) -> None:
+    headers = {"Accept-Language": "ar"}
+    page = requests.get(bears.url, headers=headers, timeout=SECONDS)
+    assert '<html lang="ar" dir="rtl">' in page.text and LANGUAGES["ar"]["page"]["default_title"] in page.text
+    assert "Accept-Language" in page.headers["vary"]
+    form = {"files": {"file": ("x.jpg", PHOTO)}, "headers": BROWSER | headers, "timeout": SECONDS}
+    assert LANGUAGES["ar"]["both"]["another"] in requests.post(f"{bears.url}/analyze", **form).text
+    german = requests.post(f"{bears.url}/analyze?lang=de", **form).text
+    assert LANGUAGES["de"]["both"]["another"] in german
+    fixed = Pages(settings(lang="de", title="Bären"))
+    assert fixed.language("fr", "fr") == "de"
+    page_of_fixed = fixed.index("ready", "de")
+    assert "<title>Bären" in page_of_fixed and 'hreflang="fr"' not in page_of_fixed
 
 
 def test_every_text_is_used_and_every_used_text_is_there() -> None:
