@@ -38,7 +38,7 @@ class Wait(enum.Enum):
 
     REQUEST = enum.auto()  # or that it leaves
     HEAD = enum.auto()  # the rest of a request line and headers
-    BODY = enum.auto()
+    BODY = enum.auto()  # or its turn, if it has sent more than is read at once
     READING = enum.auto()  # of the answer
     LEAVING = enum.auto()  # after a close
 
@@ -126,6 +126,7 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
         self._update()
 
     def on_response_complete(self) -> None:
+        self.conn.resting = bool(self.conn.trailing_data[0])  # a request sent ahead waits its turn
         super().on_response_complete()
         self._update()
 
@@ -168,7 +169,7 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
             return
         if self.flow.write_paused:
             self._expect(Wait.READING)
-        elif state is h11.SEND_BODY:
+        elif state is h11.SEND_BODY or self.conn.resting:
             self._expect(Wait.BODY)
         elif state is not h11.IDLE:
             self._expect(None)

@@ -31,7 +31,7 @@ TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff
 class StrictConnection(h11.Connection):
     """The server's side of a connection; it refuses with an `h11.RemoteProtocolError` that has a status.
 
-    `resting` once CHUNKS chunks of a body were read: more that have arrived wait until it is set to False.
+    While `resting` it reads no more; it begins to rest after CHUNKS chunks of a body.
     """
 
     def __init__(self) -> None:

@@ -96,6 +96,31 @@ def test_with_64_descriptors_the_surplus_is_refused_and_all_is_well_again(
     assert sum("have to wait" in line for line in server.lines) <= 1
 
 
+@pytest.mark.fault("H21", "P01")
+def test_clients_that_read_nothing_keep_nobody_out_and_do_not_delay_the_end(
+    start_server: Callable[..., ServerProcess],
+) -> None:
+    """Each has sent a thousand requests ahead; the server ends within its drain time, half a minute."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        server = start_server(**bears_environment())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    ready(server)
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):
+            client = stack.enter_context(connect(server))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            with contextlib.suppress(OSError):
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        for _ in range(20):
+            assert requests.get(f"{server.url}/healthz", timeout=SECONDS).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+    assert "Traceback" not in "".join(server.lines)
+
+
 @pytest.mark.fault("P04")
 def test_it_needs_no_home_and_nothing_in_the_environment_but_a_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
