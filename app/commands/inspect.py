@@ -60,7 +60,8 @@ def inspect(source: Source, location: str) -> Inspection:
     try:
         network = recognize(checkpoint)
         # the owner will fill in the class names; the report does not need them
-        classes = () if checkpoint.known.get("classes") else _placeholders(network.outputs)
+        labels = checkpoint.known.get("classes") or network.labels
+        classes = () if labels else _placeholders(network.outputs)
         notes = resolve(Settings(model_url=location, classes=classes), checkpoint, network).notes
     except ArchitectureUnknown as error:
         problem = str(error) + (checkpoint.export.hint() if checkpoint.export else "")
@@ -73,7 +74,7 @@ def inspect(source: Source, location: str) -> Inspection:
         architecture=" or ".join(graph.architecture for graph in fitting),
         outputs=network.outputs if network else None,
         size=network.size if network else None,
-        classes=tuple(checkpoint.known.get("classes", ())),
+        classes=tuple(checkpoint.known.get("classes") or (network.labels if network else ())),
         transforms={name: rounded(value) for name, value in checkpoint.known.items() if name != "classes"},
         bytes=source.file.path.stat().st_size,
         sha256=source.file.sha256,

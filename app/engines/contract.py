@@ -35,9 +35,10 @@ class Recognized(Protocol):
     """What a recognized network decides before it is built.
 
     `generation` is the generation of fastai that wrote the head: 1 or 2; 0 for other libraries. `outputs` is
-    the number of classes; `binary` tells whether one output in the file stands for two of them. `size` is the
-    only (height, width) that the network takes, None where it takes any, `channels` is 3, or 1 for gray
-    pictures. `writer` is the library that the names in the file belong to.
+    the number of classes; `binary` tells whether one output in the file stands for two of them; `labels` are
+    their names, where the network has them. `size` is the only (height, width) that the network takes, None
+    where it takes any, `channels` is 3, or 1 for gray pictures. `writer` is the library that the names in the
+    file belong to.
     """
 
     @property
@@ -48,6 +49,8 @@ class Recognized(Protocol):
     def outputs(self) -> int: ...
     @property
     def binary(self) -> bool: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
     @property
     def size(self) -> Size | None: ...
     @property
@@ -83,6 +86,11 @@ class Network(Struct, frozen=True):
     def size(self) -> Size | None:
         """That of the graph."""
         return self.graph.size
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """None: a graph has no names of classes."""
+        return ()
 
     @property
     def binary(self) -> bool:

@@ -1,10 +1,13 @@
 """A whole network from an ONNX file with its own weights."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
+from app.checkpoints.labels import Labels, read_labels
 from app.cpus import usable_cores
 from app.engines.contract import Output, Prepare, Run, same_sized
 from app.engines.head import sigmoid, softmax
@@ -13,15 +16,27 @@ from app.errors import CheckpointError, Int8Unavailable
 from app.photos.transforms import Preprocess
 from app.types import Float32
 
+TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+NAMES: Final = ("names", "classes", "class_names", "labels", "id2label")  # of class names in the metadata
+MAX_NAMES: Final = 1_000_000  # characters
+
+
+def _labels(metadata: Mapping[str, str]) -> Labels:
+    """Return the class names in the metadata, as ultralytics writes them ({0: 'cat'}) or as JSON."""
+    text = next((metadata[name] for name in NAMES if name in metadata), "")[:MAX_NAMES]
+    if numbered := re.findall(r"""["']?(\d+)["']?: *(["'])(.*?)\2""", text):
+        return read_labels({number: name for number, _, name in numbered})
+    return read_labels([name for _, name in re.findall(r"""(["'])(.*?)\1""", text)])
+
 
 class WholeNetwork:
     """An image classifier in an ONNX file, which answers logits or probabilities.
 
-    `outputs` is the number of classes, `size` the (height, width) it takes, None where it takes any.
+    `outputs` is the number of classes, `binary` tells whether one output stands for two of them, `labels` are
+    their names in the metadata. `size` is the (height, width) it takes, None where it takes any.
     """
 
     architecture = "ONNX"
-    binary = False
     generation = 0
     channels = 3
     writer = "an exporter to ONNX"
@@ -32,9 +47,7 @@ class WholeNetwork:
             self._session = file_session(path)
             inputs = self._session.get_inputs()
             sides = [side if isinstance(side, int) else None for side in inputs[0].shape]
-            fits = (
-                len(inputs) == 1 and inputs[0].type == "tensor(float)" and len(sides) == 4 and sides[1] == 3
-            )
+            fits = len(inputs) == 1 and inputs[0].type in TYPES and len(sides) == 4 and 3 in sides[1::2]
         except Exception as error:  # ONNX Runtime's errors have no common class of their own
             raise CheckpointError(
                 f"ONNX Runtime cannot load the file: {' '.join(str(error).split())[:300]}. Export it again, "
@@ -43,11 +56,21 @@ class WholeNetwork:
         if not fits:
             raise CheckpointError(
                 f"The ONNX file takes {', '.join(f'{i.name} {i.type} {i.shape}' for i in inputs)}; one "
-                "float32 input (N, 3, height, width) was expected."
+                "float32 or float16 input (N, 3, height, width) or (N, height, width, 3) was expected."
             )
         self._input, self._one_by_one = inputs[0].name, sides[0] == 1
-        self.size = (sides[2], sides[3]) if sides[2] and sides[3] else None
+        self._type, self._last = TYPES[inputs[0].type], sides[1] != 3  # TensorFlow's channels come last
+        height, width = sides[1:3] if self._last else sides[2:]
+        self.size = (height, width) if height and width else None
+        self.labels = _labels(self._session.get_modelmeta().custom_metadata_map)
+        self.binary = self._probability = False
         self._probe = self._probed(*(self.size or (224, 224)))
+        if self._probe.shape[1] == 1:
+            height, width = self.size or (224, 224)
+            plain = [np.full((3, height, width), level, np.float32) for level in (-3, -1.5, 1.5, 3)]
+            wide = np.concatenate([self._probe, self.scores(plain)])  # logits of such are hardly in 0..1
+            self.binary, self._probability = True, bool((wide >= 0).all() and (wide <= 1).all())
+            self._probe = self._both(self._probe)
         self.outputs = self._probe.shape[1]
 
     def _probed(self, height: int, width: int) -> Float32:
@@ -75,7 +98,18 @@ class WholeNetwork:
         """Return the (N, classes) outputs for N arrays (3, H, W) float32."""
         one_by_one = (p[np.newaxis] for p in pixels)
         batches = one_by_one if self._one_by_one else map(np.stack, same_sized(pixels))
-        return np.concatenate([self._session.run(None, {self._input: batch})[0] for batch in batches])
+        scores = np.concatenate([self._answer(batch) for batch in batches]).astype(np.float32)
+        return self._both(scores) if self.binary else scores
+
+    def _answer(self, batch: Float32) -> Float32:
+        """Compute a (N, 3, H, W) batch in the layout and type of the network."""
+        placed = np.moveaxis(batch, 1, -1) if self._last else batch
+        return self._session.run(None, {self._input: np.ascontiguousarray(placed, self._type)})[0]  # type: ignore[no-any-return]
+
+    def _both(self, scores: Float32) -> Float32:
+        """Return scores of two classes for one output: of its probability, or of its logit beside 0."""
+        first = 1 - scores if self._probability else np.zeros_like(scores)
+        return np.concatenate([first, scores], axis=1)
 
 
 class OnnxFileEngine:

@@ -58,6 +58,8 @@ def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> 
     demo = DEMO_TRANSFORMS if Path(settings.model_url) == DEMO else {}
     pixels = choose_pixels(settings, {**checkpoint.known, **demo}, network)
     known = {name: value for name, value in checkpoint.known.items() if name not in OF_PIXELS}
+    if network.labels:
+        known["classes"] = network.labels
     if network.binary:  # its one output is computed as two, of which one is right
         known["multi_label"] = False
     silent = {name for name in known if not settings.is_set(name)}
@@ -70,7 +72,7 @@ def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> 
     ]
     notes += checkpoint.warnings
     complete = _with_overrides(settings, {name: known[name] for name in silent})
-    notes += _check_classes(complete.classes, checkpoint.known.get("classes", ()), network.outputs)
+    notes += _check_classes(complete.classes, known.get("classes", ()), network.outputs)
     return Recipe(
         classes=complete.classes,
         preprocess=pixels.preprocess,

@@ -46,6 +46,7 @@ class Facts(NamedTuple):
     channels: int = 3
     writer: str = "fastai v2"
     binary: bool = False
+    labels: tuple[str, ...] = ()
 
 
 def completed(checkpoint: Checkpoint, size: tuple[int, int] | None = None, **settings: Any) -> Recipe:
