@@ -8,10 +8,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from app.engines.head import Head
-from app.engines.layers import EPSILON, BatchNorm, HardSwish, Layer, LayerNorm, Linear, ReLU
+from app.engines.layers import (
+    EPSILON,
+    GELU,
+    SLOPE,
+    BatchNorm,
+    HardSwish,
+    Layer,
+    LayerNorm,
+    LeakyReLU,
+    Linear,
+    ReLU,
+    SiLU,
+    Tanh,
+)
 from app.graphs.protobuf import extension, node
 from app.types import Array, Arrays
 
+OPERATORS = {HardSwish: "HardSwish", GELU: "Gelu", Tanh: "Tanh"}  # of ONNX
 FEATURES, POOLED, LOGITS = "features", "pooled", "logits"  # (N, C, h, w), (N, features), (N, outputs)
 
 
@@ -59,8 +73,12 @@ class _Writer:
                 case LayerNorm():
                     epsilon = float(EPSILON)
                     x = self.add("LayerNormalization", [x, layer.weight, layer.bias], axis=1, epsilon=epsilon)
-                case HardSwish():
-                    x = self.add("HardSwish", [x])
+                case SiLU():
+                    x = self.add("Mul", [x, self.add("Sigmoid", [x])])
+                case LeakyReLU():
+                    x = self.add("LeakyRelu", [x], alpha=float(SLOPE))
+                case HardSwish() | GELU() | Tanh():
+                    x = self.add(OPERATORS[type(layer)], [x])
             if isinstance(layer, ReLU) or (isinstance(layer, Linear) and layer.relu):
                 x = self.add("Relu", [x])
         return x

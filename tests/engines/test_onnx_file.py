@@ -49,9 +49,8 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return exponents / exponents.sum()
 
 
-@pytest.mark.parametrize(
-    "options", [{"last": True}, {"half": True}, {"last": True, "half": True}, {}], ids=str
-)
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("last", [False, True])
 def test_half_precision_and_channels_last_are_served(last: bool, half: bool, tmp_path: Path) -> None:
     matrix = write(tmp_path, 3, last, half)
     network, found = answered(tmp_path)
