@@ -1,5 +1,6 @@
-"""From the bytes of a stranger's picture to an RGB image, or to the reason why not: which formats, how large,
-whole or not, which way up.
+"""From the bytes of a picture to an RGB image, or to the reason why not.
+
+The checks: the format, the size, whether it is complete, and its orientation.
 """
 
 import re
@@ -30,7 +31,7 @@ MAX_PIXELS: Final = (
 )
 MAX_SIDE: Final = 20_000
 
-# EXIF 2.32, table 7: what turns the stored pixels upright
+# EXIF 2.32, table 7: orientation -> the operation that turns the stored pixels upright
 TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,7 +44,7 @@ TURNS: Final = {
 ORIENTATION: Final = 0x0112
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
-# What people have and what is refused, told by its first bytes
+# First bytes -> formats that people have and that are refused
 REFUSED: Final = {
     rb".{4}ftyp(hei|hev|mif1|msf1)": "a HEIC photo",
     rb"\xff\x0a|.{4}JXL ": "a JPEG XL picture",
@@ -61,16 +62,16 @@ REFUSED: Final = {
 
 
 def decode(data: bytes, exif: Exif = "turn") -> Image.Image:
-    """The first frame of a picture in one of FORMATS, as an RGB image, alpha dropped as fastai does.
+    """Return the first frame of a picture in one of FORMATS as an RGB image, alpha dropped as fastai does.
 
-    With `exif` "turn" it is turned upright as its EXIF orientation says; fastai itself ignores that.
-    Raises BadRequest, UnsupportedMedia or BadImage, whatever the bytes are.
+    With `exif` "turn" it is turned upright by its EXIF orientation, which fastai ignores. Raises BadRequest,
+    UnsupportedMedia or BadImage, and nothing else for any bytes.
     """
     return read_pixels(read_header(data), exif)
 
 
 def read_header(data: bytes) -> ImageFile.ImageFile:
-    """The picture with its format and size, not decoded yet. Raises as `decode` does."""
+    """Return the picture with its format and size, not decoded yet. Raises the errors of `decode`."""
     if not data:
         raise BadRequest("The file is empty (0 bytes); send a picture.", "empty-file")
     image = _open(data)
@@ -80,29 +81,30 @@ def read_header(data: bytes) -> ImageFile.ImageFile:
 
 
 def shrink(image: Image.Image, least: Size) -> None:
-    """Have a large JPEG decoded at 1/2, 1/4 or 1/8 of its size, at least `least` (height, width): libjpeg
-    then skips the finer frequencies. Other formats stay as they are.
+    """Have a large JPEG decoded at 1/2, 1/4 or 1/8 of its size, but at least at `least` (height, width).
+
+    libjpeg then skips the finer frequencies. Other formats stay unchanged.
     """
     image.draft(None, least[::-1])
 
 
 def read_pixels(image: ImageFile.ImageFile, exif: Exif) -> Image.Image:
-    """What `read_header` gave, decoded, as `decode` says. Raises BadImage."""
+    """Decode the picture of `read_header`; see `decode`. Raises BadImage."""
     data = image.fp.getvalue() if isinstance(image.fp, TimedBytes) else b""  # no copy
     try:
         _check_size(*_tile_size(image))
-        image.load()  # before the EXIF data is looked for: that would load too, and hide what it met
+        image.load()  # before `getexif`, which would load too, and hide an error
         orientation = _orientation(image) if exif == "turn" else 1
         picture = image if image.mode == "RGB" else image.convert("RGB")
     except RequestError:
         raise
-    except Exception as error:  # each of Pillow's forty plugins raises what it likes on damaged bytes
+    except Exception as error:  # Pillow's plugins raise any error on damaged bytes
         raise _undecodable(error, data) from error
     return picture.transpose(TURNS[orientation]) if orientation in TURNS else picture
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
-    """Read the header only. Raises UnsupportedMedia where none of the accepted formats is recognized."""
+    """Read the header only. Raises UnsupportedMedia if the format is unknown."""
     try:
         return Image.open(TimedBytes(data), formats=FORMATS)
     except RequestError:
@@ -158,15 +160,15 @@ def _undecodable(error: Exception, data: bytes) -> BadImage:
 
 
 def _is_cut_off(data: bytes) -> bool:
-    """Whether a WebP has fewer bytes than it says (RIFF), or a PNG no end (PNG 3, section 11.2.5)."""
+    """Tell whether a WebP has fewer bytes than its RIFF header says, or a PNG no end (PNG 3, 11.2.5)."""
     if data[:4] == b"RIFF":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     return data[:4] == b"\x89PNG" and b"IEND" not in data[-16:]
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1 where there is none or it cannot be read: that spoils no picture."""
+    """Return the EXIF orientation; 1 if it is missing or unreadable, which spoils no picture."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # whatever EXIF, XMP and TIFF parsers raise on strangers' bytes
+    except Exception:  # EXIF, XMP and TIFF parsers raise any error on damaged bytes
         return 1

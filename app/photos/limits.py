@@ -1,5 +1,4 @@
-"""What one picture may cost beyond its pixels: CPU time, and passes over them; and the end of what a library
-prints about it.
+"""Limits on the cost of one picture beyond its pixels: CPU time and passes; and libtiff, made silent.
 
 Files of 10 kB take 11 s to decode without these (run-length BMP), of 10 MB an hour (progressive JPEG).
 """
@@ -14,7 +13,7 @@ from PIL import Image, _imaging
 
 from app.errors import BadImage
 
-CPU_SECONDS: Final = 5.0  # three times what 50 megapixels take in the slowest format, on one slow core
+CPU_SECONDS: Final = 5.0  # three times the cost of 50 megapixels in the slowest format, on one slow core
 MAX_WORK: Final = 2_000_000_000  # pixels times passes: 50 megapixels in 40 passes; photos have about ten
 MARKER: Final = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # ITU T.81, table B.1; within a pass others occur
 ALONE: Final = (b"\x01", b"\xd8")  # markers without a length
@@ -24,9 +23,9 @@ READS: Final = 64  # between two looks at the clock, which takes longer than mos
 
 
 class TimedBytes(io.BytesIO):
-    """The bytes of a file for its decoder, which reads in small pieces: too much CPU time, and reading fails.
+    """The bytes of a file for its decoder; reading fails after too much CPU time.
 
-    CPU time of this thread, not time: a busy machine refuses no good picture.
+    It is the CPU time of this thread, so that a busy machine refuses no good picture.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -35,7 +34,7 @@ class TimedBytes(io.BytesIO):
         self._reads = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file. Raises BadImage when the time is over."""
+        """Read like any file. Raises BadImage when the time is over."""
         self._reads += 1
         if self._reads % READS == 0 and time.thread_time() > self._end:
             raise _too_much("takes too long to read")
@@ -57,7 +56,7 @@ def check_work(image: Image.Image, data: bytes) -> None:
 
 
 def _passes(data: bytes) -> int:
-    """How often a JPEG goes over its pixels, from its first marker to its end; what follows is not read."""
+    """Count the passes of a JPEG over its pixels, from its first marker to its end marker."""
     passes, position = 0, 2
     while marker := MARKER.search(data, position):
         kind, position = marker[1], marker.end()

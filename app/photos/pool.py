@@ -1,5 +1,4 @@
-"""Photos decoded off the event loop: on as many threads as there are cores, bounded in the pixels that are
-held at the same time.
+"""Photos decoded off the event loop: one thread for each core, and a bound on the pixels in memory.
 
 Knows nothing of networks or requests.
 """
@@ -25,17 +24,17 @@ Result = TypeVar("Result")
 # One photo of a phone at a time, or several smaller ones. Pillow has 4 bytes a pixel, and the crop, a second
 # picture, as many: two of 12 megapixels at once would be 200 MB, of one core's gain.
 MAX_PIXELS_HELD: Final = 16_000_000
-# What Pillow keeps of its memory, in blocks of 16 MB, so that the next large photo need not have each page of
-# it made anew by the kernel: a photo of 12 megapixels and its crop.
+# Blocks of 16 MB that Pillow keeps for the next large photo: one of 12 megapixels and its crop. Without
+# them the kernel makes each page again.
 BLOCKS: Final = 6
-KEPT_SECONDS: Final = 5.0  # then it is given back: it is made anew once in so long
+KEPT_SECONDS: Final = 5.0  # then the memory is returned
 
 
 class Decoder:
-    """Threads that decode photos and do what comes next with them."""
+    """Threads that decode photos and prepare them for the network."""
 
     def __init__(self, exif: Exif, least: Size | None = None) -> None:
-        """`least` is the height and width that a large JPEG need not be decoded beyond; None is exact."""
+        """Decode large JPEGs no finer than `least`, a (height, width); None decodes exactly."""
         self._exif = exif
         self._least = least
         self._room = Room(MAX_PIXELS_HELD)
@@ -44,10 +43,10 @@ class Decoder:
         self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
 
     async def apply(self, work: Callable[[Image.Image], Result], data: bytes, deadline: float) -> Result:
-        """`work` done with the photo in `data`, on a thread: an upright RGB image.
+        """Decode the photo in `data` on a thread, and return `work` of its upright RGB image.
 
-        Raises what `preprocess.decode` raises, and Unavailable where its turn comes after `deadline` (in the
-        time of time.monotonic). Cancelled before its turn, it is not decoded.
+        Raises the errors of `decode.decode`, and QueueTimeout if its turn comes after `deadline` (by
+        time.monotonic). A photo that is cancelled before its turn is not decoded.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -70,7 +69,7 @@ class Decoder:
         self._threads.submit(_return_memory)  # not on the event loop: it takes some milliseconds
 
     def close(self) -> None:
-        """Finish what is under way, end the threads and give the memory back."""
+        """Finish the photos in the queue, end the threads and return the memory."""
         self._threads.shutdown()
         if self._giving_back is not None:
             self._giving_back.cancel()
@@ -84,12 +83,12 @@ def _return_memory() -> None:
 
 
 class Room:
-    """Room for so many pixels, in the order of asking; what is larger than all of it has it alone."""
+    """Room for a number of pixels, first come, first served; a photo that is larger gets all of it."""
 
     def __init__(self, pixels: int) -> None:
         self._all = self._free = pixels
         self._changed = threading.Condition()
-        self._turn = threading.Lock()  # who waits for room keeps those behind it: a large one comes through
+        self._turn = threading.Lock()  # a large photo that waits keeps smaller ones behind it
 
     @contextmanager
     def take(self, pixels: int) -> Iterator[None]:

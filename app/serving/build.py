@@ -17,7 +17,7 @@ MAX_CAUSE: Final = 200  # characters of an engine's own message
 
 
 def build(network: Network | WholeNetwork, recipe: Recipe) -> Engine:
-    """Return the engine that the recipe asks for. Raises what the engine's `load` raises."""
+    """Return the engine that the recipe asks for. Raises the errors of the engine's `load`."""
     if isinstance(network, WholeNetwork):
         return OnnxFileEngine(network, recipe.multi_label)
     load: Load = importlib.import_module(f"app.engines.{ENGINES[recipe.engine]}").load

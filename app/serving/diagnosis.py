@@ -44,7 +44,7 @@ class Case(Struct, frozen=True):
 
 
 class Suspect(Struct, frozen=True):
-    """A usual mistake: the setting that would mend it, and what that changes."""
+    """A usual mistake: the setting that would mend it, and the change it makes."""
 
     setting: str
     change: Callable[[Case], Case]
@@ -66,7 +66,7 @@ def diagnose(proof: Proof, bind: Bind, preprocess: Preprocess, exif: Exif, answe
             changed = suspect.change(changed)
         if changed != case and _agrees(photos, bind, changed):
             settings = " and ".join(suspect.setting for suspect in suspects)
-            return f"With {settings} all agree: say so in the settings."
+            return f"With {settings} all agree: put that into the settings."
     if order := _order(proof, answers):
         return f"With the classes in another order all agree: the checkpoint was trained with {order}."
     return (
@@ -136,7 +136,7 @@ def _with_pillow(newest: bool) -> Callable[[Case], Case]:
 
 
 def _agrees(photos: Sequence[ProofPhoto], bind: Bind, case: Case) -> bool:
-    """Whether all photos agree; the first that does not ends it."""
+    """Tell whether all photos agree; stop at the first that does not."""
     try:
         prepare, run = bind(case.preprocess)
         return all(agree(photo, *run([prepare(decode(photo.photo, case.exif))])) for photo in photos)

@@ -16,7 +16,7 @@ from app.types import Float32, Size
 
 
 class AnswerRules(Struct, frozen=True):
-    """How probabilities become an answer; the fields mean what the settings of the same names mean."""
+    """How probabilities become an answer; each field is the setting of that name."""
 
     multi_label: bool = False
     threshold: float = 0.5

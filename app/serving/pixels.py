@@ -1,6 +1,6 @@
-"""How photos become pixels: what the settings say, else the file, else the library that the network is of.
+"""How photos become pixels: by the settings, else by the file, else by the library of the network.
 
-Whatever is guessed is said in one sentence, with what to write instead.
+One sentence names every guess, and the settings that replace it.
 """
 
 import json
@@ -33,14 +33,14 @@ GRAY_NONE: Final[Statistics] = ((0.0,), (1.0,))
 
 
 class Pixels(Struct, frozen=True):
-    """The way of a photo, and what the owner must know of how it was chosen."""
+    """The preprocessing of photos, and notes for the owner on how it was chosen."""
 
     preprocess: Preprocess
     notes: tuple[str, ...] = ()
 
 
 class _Chosen(Struct):
-    """What has been chosen so far; `guessed` says of each thing that nobody said what it is taken to be."""
+    """The choice so far; `guessed` has a phrase for each part that neither settings nor file decide."""
 
     steps: tuple[Step, ...]
     statistics: Statistics | None = None
@@ -127,7 +127,7 @@ def _check_alone(settings: Settings, texts: list[str], named: bool, own: list[st
 
 
 def _named(settings: Settings, own: list[str], file: _Chosen | None) -> _Chosen:
-    """The pipeline with a name: what the settings say before what the file says before the defaults."""
+    """Return the pipeline with a name: by the settings, then by the file, then by the defaults."""
     of_file = name_of(file.steps) if file else {}
     if of_file is None:
         if settings.pipeline == "auto":
@@ -167,7 +167,7 @@ def _named(settings: Settings, own: list[str], file: _Chosen | None) -> _Chosen:
 def _guessed(
     settings: Settings, own: list[str], network: Recognized, evaluation: Evaluation | None
 ) -> _Chosen:
-    """What the library of the network does, where nobody says anything."""
+    """Return the default of the network's library."""
     size = settings.image_size if "image_size" in own else network.size
     if network.generation == 0 and evaluation and set(own) <= {"image_size"}:
         chosen = _Chosen(evaluation.steps(size))
@@ -192,7 +192,7 @@ def _statistics(
     evaluation: Evaluation | None,
     network: Recognized,
 ) -> Statistics:
-    """The mean and standard deviation: of the settings, of the transforms, of the file, of the library."""
+    """Return mean and standard deviation: by the settings, the transforms, the file, or the library."""
     said = [name for name in ("mean", "std") if settings.is_set(name)]
     of_file = (tuple(known["mean"]), tuple(known["std"])) if {"mean", "std"} <= known.keys() else None
     found = chosen.statistics or of_file
@@ -240,11 +240,11 @@ def _size_guess(chosen: _Chosen) -> str:
 
 
 def _guess(chosen: _Chosen, preprocess: Preprocess) -> str:
-    """The sentence on what was guessed, and what to write instead."""
+    """Return the sentence that names the guesses, and the settings that replace them."""
     lines = [f"{name} = {json.dumps(text)}" for name, text in written(chosen.steps).items()]
     lines += [f"mean = {list(preprocess.mean)}", f"std = {list(preprocess.std)}"]
     return (
         f"guessed, since neither the file nor the settings say it: {'; '.join(chosen.guessed)}. If your "
-        "notebook did otherwise, every answer may be wrong. Write in settings.toml what it did, or this to "
-        f"confirm the guess: {'; '.join(lines)}"
+        "notebook did otherwise, every answer may be wrong. Write your notebook's in settings.toml, or "
+        f"confirm the guess with: {'; '.join(lines)}"
     )

@@ -1,7 +1,6 @@
 """The proof: photos with the notebook's own probabilities for them, replayed through the served pipeline.
 
-`notebook/deploy_cell.py` writes it. Where the answers differ, the likely causes are tried one by one and the
-one that makes them agree is named. Knows nothing of settings files and requests.
+`notebook/deploy_cell.py` writes it. Knows nothing of settings files and requests.
 """
 
 from collections.abc import Sequence
@@ -25,9 +24,7 @@ MAX_BYTES: Final = 50_000_000  # a dozen photos of half a megapixel have 5 MB
 
 
 class ProofPhoto(Struct, frozen=True):
-    """A photo, the bytes of a picture file, and the notebook's probabilities for it, in the order of its
-    classes.
-    """
+    """A picture file, and the notebook's probabilities for it in the order of its classes."""
 
     name: str
     photo: bytes
@@ -35,14 +32,14 @@ class ProofPhoto(Struct, frozen=True):
 
 
 class Proof(Struct, frozen=True):
-    """What a notebook said: its classes in order, and some photos with its probabilities."""
+    """A notebook's classes in order, and some photos with its probabilities."""
 
     classes: tuple[str, ...]
     photos: Annotated[tuple[ProofPhoto, ...], Meta(min_length=1, max_length=1000)]
 
 
 class ProofResult(Struct, frozen=True):
-    """How far the served answers are from the notebook's: over all photos and classes."""
+    """The differences of the served answers from the notebook's, over all photos and classes."""
 
     photos: int
     worst_photo: str
@@ -51,19 +48,19 @@ class ProofResult(Struct, frozen=True):
 
     @property
     def agrees(self) -> bool:
-        """Whether every probability is within the tolerance and every class the same."""
+        """Tell whether every probability is within the tolerance and every class the same."""
         return self.worst_difference <= TOLERANCE and not self.flips
 
 
 def read_proof(path: Path) -> Proof:
-    """Read proof.json. Raises ProofError where it is not what the notebook cell writes."""
+    """Read proof.json. Raises ProofError unless it has the form that the notebook cell writes."""
     if path.stat().st_size > MAX_BYTES:
         raise ProofError(f"The proof has over {MAX_BYTES:,} bytes; a dozen scaled-down photos are enough.")
     try:
         proof = msgspec.json.decode(path.read_bytes(), type=Proof)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProofError(
-            f"The file at proof_url is no proof.json as the notebook cell writes it: {error}."
+            f"The file at proof_url is not a proof.json as the notebook cell writes it: {error}."
         ) from error
     if any(len(photo.probabilities) != len(proof.classes) for photo in proof.photos):
         raise ProofError(f"The proof has photos with other than {len(proof.classes)} probabilities: damaged.")

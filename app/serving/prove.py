@@ -47,8 +47,9 @@ def prove_engine(engine: Engine, recipe: Recipe, proof: Proof | None) -> Proven:
 
 
 def _replayed(engine: Engine, recipe: Recipe, proof: Proof) -> tuple[ProofResult, list[Output]]:
-    """Replay the proof through what is served. Raises ProofError unless all agree: it names the worst photo,
-    and the settings that would make them agree.
+    """Replay the proof through the served pipeline.
+
+    Raises ProofError unless all photos agree: it names the worst photo, and the settings that would mend it.
     """
     check_classes(proof, recipe.classes)
     outputs = replay(proof, engine.bind, recipe.preprocess, recipe.exif)

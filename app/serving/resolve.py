@@ -21,13 +21,13 @@ DEMO_TRANSFORMS: Final = {  # of examples/train_garments.py
     "item_tfms": "Resize(224)",
     "batch_tfms": "[*aug_transforms(), Normalize.from_stats(*imagenet_stats)]",
 }
-WAYS: Final = ("pipeline", *TEXTS)  # to say how photos become pixels, whatever the file says
+WAYS: Final = ("pipeline", *TEXTS)  # of choosing the pixels in the settings, which overrule the file
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
     """How photos become answers: the settings, completed by the checkpoint.
 
-    The fields mean what the settings of the same names mean; `notes` are warnings for the owner. `raw_scores`
+    Each field is the setting of that name; `notes` are warnings for the owner. `raw_scores`
     names the loss with which the notebook's own `predict` answers raw scores.
     """
 
@@ -53,7 +53,7 @@ def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> 
     if checkpoint.export and checkpoint.export.unserved and not any(map(settings.is_set, WAYS)):
         raise CheckpointError(
             f"The file is a {checkpoint.export.writer}, and {'; '.join(checkpoint.export.unserved)}. Set "
-            "item_tfms and batch_tfms to what comes nearest, and compare with a proof."
+            "item_tfms and batch_tfms to the nearest served ones, and compare with a proof."
         )
     demo = DEMO_TRANSFORMS if Path(settings.model_url) == DEMO else {}
     pixels = choose_pixels(settings, {**checkpoint.known, **demo}, network)
@@ -106,7 +106,7 @@ def _with_overrides(settings: Settings, known: Mapping[str, Any]) -> Settings:
 
 
 def _check_classes(classes: Sequence[str], known: Sequence[str], outputs: int) -> list[str]:
-    """What to warn of. Raises ClassesMismatch where the names cannot be those of the outputs."""
+    """Return warnings. Raises ClassesMismatch if the names cannot be those of the outputs."""
     if not classes:
         raise ClassesMismatch(
             f"The file has {outputs} outputs and does not say their names: list all {outputs} in the setting "

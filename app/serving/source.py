@@ -22,7 +22,7 @@ class Source(Struct, frozen=True):
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The arrays in the file, and what it knows beside them."""
+        """The arrays in the file, and its other facts."""
         return self.file.content
 
 

@@ -141,7 +141,7 @@ def test_a_wrong_setting_is_refused_and_named(proof: str, broken: dict[str, Any]
         opened(proof, **broken)
     message = str(caught.value)
     assert f"With {named}" in message
-    assert "all agree: say so in the settings." in message
+    assert "all agree: put that into the settings." in message
     assert any(f"The worst is {name}: there" in message for name in NAMES)
 
 
@@ -273,7 +273,7 @@ def test_the_server_ends_with_the_sentence_and_exit_code_1(proof: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("<html>", "no proof.json as the notebook cell writes it"),
+        ("<html>", "not a proof.json as the notebook cell writes it"),
         ('{"classes": ["a", "b"], "photos": []}', "length >= 1"),
         (
             '{"classes": ["a"], "photos": [{"name": "x", "photo": "", "probabilities": [1, 0]}]}',
