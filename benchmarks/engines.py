@@ -47,11 +47,12 @@ def fastai_model(graph: Graph) -> Any:
 
 def library_model(graph: Graph) -> Any:
     """The network as torchvision or timm makes it, with a thousand classes."""
+    vision = import_fastai()  # first: it makes torchvision importable
     import timm
 
     if "" in graph.prefixes:
         return timm.create_model(graph.architecture.removeprefix("timm.")).eval()
-    return getattr(import_fastai().models, graph.architecture)().eval()
+    return getattr(vision.models, graph.architecture)().eval()
 
 
 def plain_session(model: Any, pixels: np.ndarray) -> Callable[[], np.ndarray]:

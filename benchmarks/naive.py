@@ -3,12 +3,13 @@ against.
 
     python benchmarks/naive.py --port 8081 export.pkl
 
-`--make FOLDER` writes the files that the servers serve: stage-2.pth, export.pkl, proof.json, and answers.json
-with what `learn.predict` says of each picture.
+`--make FOLDER` writes the files that the servers serve: stage-2.pth, export.pkl, proof.json, plain.onnx as
+torch.onnx.export writes it, and answers.json with the predictions of `learn.predict`.
 """
 
 import argparse
 import base64
+import importlib
 import io
 import json
 import sys
@@ -24,7 +25,7 @@ from starlette.routing import Route
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.engines.learner import import_fastai  # noqa: E402  torchvision made importable with any build of torch
+from app.graphs.export import import_fastai  # noqa: E402  torchvision made importable with any build of torch
 
 PICTURES = ROOT / "tests" / "data" / "images"
 CLASSES = ("black", "grizzly", "teddys")
@@ -45,8 +46,8 @@ def create_app(export: Path) -> Starlette:
     return Starlette(routes=[Route("/analyze", analyze, methods=["POST"])])
 
 
-def make(folder: Path) -> None:
-    """A ResNet34 of three classes as `vision_learner` makes it, saved both ways, and a proof of it.
+def make(folder: Path, architecture: str) -> None:
+    """A network of three classes as `vision_learner` makes it, saved in each way, and a proof of it.
 
     It learns a dozen pictures by heart, so that its answers are as decided as a trained network's are.
     """
@@ -63,13 +64,19 @@ def make(folder: Path) -> None:
         bs=6,
         num_workers=0,
     )
-    learn = vision.vision_learner(dls, vision.models.resnet34, pretrained=False)
+    constructor = getattr(vision.models, architecture, architecture)  # timm's go by their names
+    learn = vision.vision_learner(dls, constructor, pretrained=False)
     learn.path, learn.model_dir = folder, "."
     learn.unfreeze()
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(40, 1e-3)
     learn.save("stage-2", with_opt=False)
     learn.export("export.pkl")
+    pixels = dls.one_batch()[0][:1].cpu()
+    torch = importlib.import_module("torch")
+    torch.onnx.export(
+        learn.model.eval(), (pixels,), folder / "plain.onnx", dynamo=True, external_data=False, verbose=False
+    )
     proof, answers = [], dict[str, Any]()
     with learn.no_bar(), learn.no_logging():
         for photo in sorted(PICTURES.iterdir()):
@@ -86,9 +93,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=8081)
     parser.add_argument("--make", action="store_true", help="write the files instead of serving")
+    parser.add_argument("--architecture", default="resnet34", help="of the files")
     parser.add_argument("path", type=Path)
     options = parser.parse_args()
     if options.make:
-        make(options.path)
+        make(options.path, options.architecture)
     else:
         uvicorn.run(create_app(options.path), port=options.port, log_level="warning")
