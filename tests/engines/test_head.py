@@ -54,6 +54,18 @@ def test_every_head_that_fastai_v2_makes_gives_the_same_logits(vision: Any, vari
     assert (head.outputs, head.generation) == (5, 2)
 
 
+def test_a_feature_that_hardly_varied_in_training_is_scaled_as_torch_scales_it(vision: Any) -> None:
+    module = spread(vision.create_head(CHANNELS, 5))
+    for name, tensor in module.state_dict().items():
+        if "var" in name:
+            tensor.fill_(1e-6)  # a tenth of the epsilon of BatchNorm
+    features = feature_map()
+    head = read_head(arrays_of(module), CHANNELS)
+    with torch.no_grad():
+        expected = module(features).numpy()
+    np.testing.assert_allclose(head.logits(head.pooled(features.numpy())), expected, rtol=1e-3)
+
+
 def test_a_biased_linear_layer_without_a_batchnorm_before_it_is_v2s(vision: Any) -> None:
     module = vision.create_head(CHANNELS, 5, first_bn=False, lin_ftrs=[])
     assert read_head(arrays_of(module), CHANNELS).generation == 2

@@ -49,7 +49,8 @@ def test_each_caller_gets_its_own_row_and_those_that_wait_travel_together() -> N
         gate.open.set()
         rows = await asyncio.gather(first, *others)
         assert [row[0] for row in rows] == list(range(MAX_BATCH + 3))
-        assert [len(batch) for batch in gate.batches] == [1, MAX_BATCH, 2]
+        in_turn = list(range(1, MAX_BATCH + 3))
+        assert gate.batches == [[0], in_turn[:MAX_BATCH], in_turn[MAX_BATCH:]]
         await batcher.close()
 
     asyncio.run(scenario())
@@ -102,6 +103,24 @@ def test_a_caller_that_has_gone_is_not_computed() -> None:
         assert (await stays)[0] == 2
         assert gate.batches == [[0], [2]]
         await first
+        await batcher.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.fault("L02")
+def test_a_caller_that_goes_while_it_is_computed_takes_nobody_along() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        batcher = Batcher(gate.run)
+        first = asyncio.create_task(batcher.submit(0, NEVER))
+        await gate.busy()
+        first.cancel()
+        stays = asyncio.create_task(batcher.submit(1, NEVER))
+        await asyncio.sleep(0)
+        gate.open.set()
+        async with asyncio.timeout(SECONDS):
+            assert (await stays)[0] == 1
         await batcher.close()
 
     asyncio.run(scenario())

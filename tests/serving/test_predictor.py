@@ -147,6 +147,13 @@ def test_with_multi_label_every_class_is_judged_by_itself(engine: Any) -> None:
     assert multi.result == ";".join(row.label for row in multi.predictions if row.score >= 0.5)
 
 
+def test_a_class_counts_from_the_threshold_on() -> None:
+    photo = image_bytes("a01_223x225.jpg")
+    (answer,) = ask(bears_settings(multi_label=True), photo)
+    (edge,) = ask(bears_settings(multi_label=True, threshold=answer.predictions[1].score), photo)
+    assert edge.result == ";".join(row.label for row in answer.predictions[:2])
+
+
 @pytest.mark.fault("M18")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("classes", [("a", "b"), ("a", "b", "c", "d")])

@@ -298,3 +298,11 @@ def test_a_photo_of_the_proof_that_cannot_be_read_is_named(
     path.write_text(json.dumps(proof))
     with pytest.raises(ProofError, match=r"The photo a15_1280x720\.jpg of the proof cannot be used"):
         opened(str(path))
+
+
+def test_a_proof_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "proof.json"
+    with path.open("wb") as file:
+        file.truncate(50_000_001)
+    with pytest.raises(ProofError, match="over 50,000,000 bytes"):
+        read_proof(path)

@@ -73,6 +73,7 @@ def assert_refused(server: ServerProcess, sent: bytes, status: int, code: str) -
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
         b"hello\r\n\r\n",
+        b"GET * HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
 def test_what_could_be_read_in_two_ways_is_refused_and_the_connection_closed(
