@@ -32,7 +32,7 @@ class Output(Struct, frozen=True):
 
 
 class Recognized(Protocol):
-    """What a recognized network decides before it is built.
+    """The facts about a recognized network before it is built.
 
     `generation` is the generation of fastai that wrote the head: 1 or 2; 0 for other libraries. `outputs` is
     the number of classes; `binary` tells whether one output in the file stands for two of them; `labels` are

@@ -1,4 +1,4 @@
-"""Why? Where on a photo the network found what speaks for a class: Grad-CAM (Selvaraju et al. 2017).
+"""Why? The parts of a photo that speak for a class: Grad-CAM (Selvaraju et al. 2017).
 
 Knows nothing of files or requests. The body gives the feature map, the numpy head its gradient: no torch.
 """
@@ -21,7 +21,7 @@ from app.types import Float32, Float64
 
 OVERLAY_SIDE: Final = 256  # px of the longer side: smooth when it is stretched over a photo, and about 8 kB
 LEVELS: Final = 64  # of heat in the overlay: no step is seen, and a palette keeps it small
-# From what said nothing to what said most: red, green, blue, opacity. Brighter all the way, so that it can
+# From the least heat to the most: red, green, blue, opacity. Brighter all the way, so that it can
 # be read without telling colors apart.
 COLORS: Final = (
     (48, 18, 99, 150),
@@ -33,10 +33,10 @@ COLORS: Final = (
 
 
 class Explanation(Struct, frozen=True):
-    """Where the network found what speaks for `label`.
+    """The parts of a photo that speak for `label`.
 
     `heatmap` has h rows of w numbers from 0 to 1, the largest is 1 unless all are 0; it covers `region` of
-    the upright photo, which is what the network was shown. `image` is a data URL: a PNG with the shape of the
+    the upright photo, the part that the network saw. `image` is a data URL: a PNG with the shape of the
     whole photo, to be laid over it.
     """
 
@@ -65,7 +65,7 @@ class Explainer:
         self._classes = classes
 
     def __call__(self, image: Image.Image, label: str = "") -> Explanation:
-        """Where on an upright RGB image is what speaks for `label`; "" is the likeliest class.
+        """Explain `label` on an upright RGB image; "" is the likeliest class.
 
         Raises BadRequest where there is no such class, BadOutput, NotExplained.
         """

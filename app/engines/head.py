@@ -1,4 +1,4 @@
-"""What follows the feature map, read off the state dict and computed in numpy: pool, BatchNorm, Linear, ReLU.
+"""The part after the feature map, read from the state dict, computed in numpy: pool, BatchNorm, Linear, ReLU.
 
 Knows the heads of fastai v1 (`create_head` of 1.0: biased Linear layers) and v2 (no bias after a BatchNorm),
 with any number of classes and hidden layers, `concat_pool` or not, `bn_final` or not; and those that
@@ -66,7 +66,7 @@ class Head(Struct, frozen=True):
         return gradient
 
     def mapped(self, features: Float32) -> Float32:
-        """(N, C, h, w) feature maps -> (N, C', h, w): what is pooled, and mostly the same."""
+        """(N, C, h, w) feature maps -> (N, C', h, w): the input of the pooling, mostly the same."""
         for layer in self.before:
             features = np.moveaxis(layer(np.moveaxis(features, 1, -1)), -1, 1)
         return features

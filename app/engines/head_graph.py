@@ -30,8 +30,8 @@ FEATURES, POOLED, LOGITS = "features", "pooled", "logits"  # (N, C, h, w), (N, f
 
 
 def head_graph(head: Head) -> tuple[bytes, Arrays]:
-    """What follows the bytes of a body's graph, and the arrays to bind: from its output `features` to two
-    more, `pooled` and `logits`.
+    """The bytes after those of a body's graph, and the arrays to bind: from its output `features` to two more,
+    `pooled` and `logits`.
     """
     writer = _Writer()
     mapped = writer.layers(head.before, FEATURES, on_map=True)

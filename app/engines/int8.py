@@ -17,7 +17,7 @@ from app.types import Array, Arrays, Float32, Float64
 Ranges = Mapping[str, tuple[float, float]]  # the smallest and the largest number in a tensor
 
 # How much wider than on the photos of the proof the ranges are made: a dozen photos do not show the rarest
-# numbers, and what is cut off spoils an answer, while wider steps cost little (docs/performance.md).
+# numbers, and a number that is cut off spoils an answer, while wider steps cost little (docs/performance.md).
 RANGE_MARGIN: Final = 1.6
 LARGEST_BIAS: Final = (2**31 - 1) / 1.0001  # an int32, in steps of the scales of input and weight
 NORM: Final = ("weight", "bias", "running_mean", "running_var")
@@ -68,7 +68,7 @@ def _quantized(int8: Int8, arrays: Arrays, ranges: Ranges) -> dict[str, Array]:
         scale = np.abs(weight).max(axis=(1, 2, 3)) / 127
         scale = np.maximum(scale, np.abs(bias) / scales[read] / LARGEST_BIAS)  # or the bias would be cut off
         scale[scale < np.finfo(np.float32).tiny] = 1.0
-        sums = scales[read] * scale  # of what a Conv adds up
+        sums = scales[read] * scale  # of the sums of a Conv
         numbers[f"{name}.weight_scale"] = scale.astype(np.float32)
         steps = np.rint(weight / scale[:, None, None, None])
         numbers[f"{name}.weight_quantized"] = steps.astype(np.int8, "C")  # training may lay channels last

@@ -22,7 +22,7 @@ FILE: Final = Path(__file__).with_name("evaluations.json")
 
 
 class Evaluation(Struct, frozen=True):
-    """`resize` is what the shorter side becomes, `crop` the side of the center that the network is shown.
+    """`resize` is the new length of the shorter side, `crop` the side of the center for the network.
 
     With `squash` both sides become `resize`. `resample` is Pillow's name of the filter.
     """
@@ -49,7 +49,7 @@ def evaluation_of(architecture: str) -> Evaluation | None:
 
 
 def _evaluations() -> Iterator[tuple[str, Evaluation]]:
-    """Yield what the libraries say of every shipped graph."""
+    """Yield the libraries' configuration of every shipped graph."""
     from app.graphs.export import import_fastai
 
     models = import_fastai().models

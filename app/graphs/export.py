@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 OPSET: Final = 20  # the first with Gelu
 TIMM: Final = "timm."
 
-# What stands behind the body in the libraries' own models: torchvision's `forward` of each class, 0.28;
+# The heads of the libraries' own models: torchvision's `forward` of each class, 0.28;
 # timm's `forward_head`, 1.0.
 TORCHVISION_HEADS: Final = {
     "ResNet": ["average 1", "linear fc"],
@@ -239,7 +239,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def _own_head(architecture: str) -> tuple[dict[str, str], list[str]]:
-    """How the library itself names what fastai calls "0.": a map of prefixes; and the head that it puts
+    """The library's own names for the modules of fastai's "0.": a map of prefixes; and the head that it puts
     behind the body, as the steps that `engines.head.read_head` knows. Both empty where its head is not
     understood.
     """

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Int8(Struct, frozen=True):
-    """What fills the companions of a graph that `quantize.py` makes: `path` computes in int8, `ranges` tells
+    """The companions of a graph, made by `quantize.py`: `path` computes in int8, `ranges` tells
     the smallest and the largest number in each of `tensors`.
 
     `convolutions` has the modules that are taken together: of a Conv its BatchNorm, and the tensor it reads.
@@ -74,7 +74,7 @@ class Graph(Struct, frozen=True):
         return self._fits(arrays) or (self._has_own_names(arrays) and self._fits(self._renamed(arrays)))
 
     def misfits(self, arrays: Arrays) -> list[str]:
-        """What keeps a checkpoint from being this architecture, one phrase a tensor; empty if it fits."""
+        """Return the differences from this architecture, one phrase a tensor; empty if it fits."""
         return min(self._misfits(arrays), self._misfits(self._renamed(arrays)), key=len)
 
     def rename(self, arrays: Arrays) -> dict[str, Array]:
@@ -123,7 +123,7 @@ class Graph(Struct, frozen=True):
 
 
 class Shown(Struct, frozen=True):
-    """What a network is shown: the channels, and the (height, width), None where every photo has its own."""
+    """The input of a network: the channels, and the (height, width), None where every photo has its own."""
 
     channels: int = 3
     size: Size | None = (224, 224)
@@ -169,7 +169,7 @@ def fitting_graphs(arrays: Arrays) -> list[Graph]:
 def find_graph(arrays: Arrays, architecture: str = "") -> Graph:
     """The graph that fits a checkpoint's tensors; `architecture` chooses where several do.
 
-    Raises ArchitectureUnknown, naming what was found and what to do.
+    Raises ArchitectureUnknown, with the nearest architecture and a remedy.
     """
     graphs = {graph.architecture: graph for graph in shipped_graphs()}
     fitting = [graph for graph in graphs.values() if graph.fits(arrays)]

@@ -52,7 +52,7 @@ def build_module(record: Call, arrays: Arrays, prefix: str = "") -> "torch.nn.Mo
         for key, value in record.state.items()
         if key not in SKIPPED and "hooks" not in key and is_plain(value)
     }
-    module.__setstate__(plain)  # torch's own way to give an old module what it did not have then
+    module.__setstate__(plain)  # torch's own way to add newer attributes to an old module
     for place, wrap in (("_parameters", torch.nn.Parameter), ("_buffers", lambda tensor: tensor)):
         for key in record.get(place) or {}:
             array = arrays.get(f"{prefix}{key}")

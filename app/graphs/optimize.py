@@ -16,7 +16,7 @@ DIMENSIONS: Final = ("batch", "channels", "height", "width")
 def optimize(graph: "onnx.ModelProto", weights: Sequence[str], same_padded: Set[str]) -> "onnx.ModelProto":
     """Simplify a graph as `torch.onnx.export(optimize=True)` does, but leave `weights` as initializers.
 
-    onnxscript computes all that is constant, also what is made of weights, such as swin's table of positions.
+    onnxscript computes all constants, also those made of weights, such as swin's table of positions.
     So the weights become inputs of the graph meanwhile. A BatchNorm stays behind its convolution: ONNX
     Runtime folds it with the numbers of the checkpoint. The convolutions whose weights are in `same_padded`
     pad their inputs to the size that TensorFlow's "SAME" gives.

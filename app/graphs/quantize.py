@@ -1,5 +1,5 @@
 """From the weightless graph of a body to its two companions for int8: one that computes in int8, and one that
-tells the ranges of what flows between its layers. Both are made by ONNX Runtime's own quantization.
+tells the ranges of the numbers between its layers. Both are made by ONNX Runtime's own quantization.
 
 Imports onnx, and only inside its functions: serving needs none.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 LAYERS: Final = {"Conv", "BatchNormalization", "Relu", "Add", "MaxPool"}  # of which a body may be made
-FILLED: Final = ("_quantized", "_scale", "_zero_point")  # the ends of what depends on weights and photos
+FILLED: Final = ("_quantized", "_scale", "_zero_point")  # the ends of names that depend on weights and photos
 ALWAYS_ZERO: Final = ("weight_zero_point", "bias_quantized_zero_point")
 
 
@@ -87,7 +87,7 @@ def _reads(int8_graph: "onnx.ModelProto") -> dict[str, str]:
     reads = {}
     for node in int8_graph.graph.node:
         if node.op_type == "Conv":
-            # what the two DequantizeLinear before it read: numbers, their scale, their zero point
+            # the inputs of the two DequantizeLinear before it: numbers, their scale, their zero point
             pixels, weight = (made[name].input for name in node.input[:2])
             reads[weight[0].removesuffix(".weight_quantized")] = pixels[1].removesuffix("_scale")
     return reads
@@ -122,7 +122,7 @@ def _fold(body: "onnx.ModelProto") -> dict[str, str]:
 
 
 class _Noise:
-    """One picture of noise: of what the tool learns from it only names remain."""
+    """One picture of noise: only names remain of the tool's measurements."""
 
     def __init__(self) -> None:
         noise = np.random.default_rng(0).standard_normal((1, 3, 64, 64), np.float32)

@@ -1,4 +1,4 @@
-"""What a torchvision `Compose` does, by the calls in it."""
+"""The steps of a torchvision `Compose`, from the calls in it."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from app.photos.validation import Transform, read_size, read_statistics
 
 
 def read_compose(transforms: Iterable[Transform]) -> tuple[tuple[Step, ...], Statistics | None]:
-    """The steps, and what Normalize has, if there is one. Raises ValueError with a phrase."""
+    """The steps, and the statistics of Normalize, if there is one. Raises ValueError with a phrase."""
     steps: list[Step] = []
     statistics, tensor = None, False
     for transform in transforms:

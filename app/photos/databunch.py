@@ -1,4 +1,4 @@
-"""What fastai v1 does to a photo at validation, by the arguments of its databunch."""
+"""The steps of fastai v1 at validation, by the arguments of its databunch."""
 
 from collections.abc import Mapping
 from typing import Any, Final, cast, get_args
@@ -15,7 +15,7 @@ METHODS: Final = {1: "crop", 2: "pad", 3: "squish", 4: "no"}  # 1.0.50 vision/im
 def read_databunch(given: Mapping[str, Any]) -> tuple[Step, ...]:
     """The step of `ds_tfms`, `size`, `resize_method`, `padding_mode`, `mode` and `mult` (vision/image.py:96).
 
-    None at all where the photos keep their size. Raises ValueError with a phrase on what is not reproduced.
+    None at all where the photos keep their size. Raises ValueError with a phrase on the unsupported part.
     """
     _check_transforms(given.get("ds_tfms"))
     size, method = given.get("size"), given.get("resize_method")

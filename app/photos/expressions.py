@@ -29,7 +29,7 @@ ENUMERATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 
 class Text:
-    """The text of one setting, and what its calls mean."""
+    """The text of one setting, and the meaning of its calls."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Text:
         raise SettingsError(f"{self.setting}: line {line}, column {column}: {problem}")
 
     def _value(self, node: ast.expr) -> Any:
-        """What an expression stands for. Raises SettingsError."""
+        """Return the value of an expression. Raises SettingsError."""
         match node:
             case ast.Constant(value=value):
                 return value

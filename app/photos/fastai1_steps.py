@@ -43,7 +43,7 @@ class FastaiV1(PixelStep, frozen=True, tag=True):
         pixels, divisor = as_numbers(image)
         target = self._target(pixels.shape[:2])
         kept = min(target[0], self.size[0]), min(target[1], self.size[1])
-        if self.method == "pad":  # what is cut is cut after the padding, which changes the rounding
+        if self.method == "pad":  # the crop comes after the padding, which changes the rounding
             kept = target
         shrink = min(pixels.shape[0] / target[0], pixels.shape[1] / target[1]) / 2  # image.py:531
         sampled = grid_sample(pixels, target, kept, shrink)

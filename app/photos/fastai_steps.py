@@ -69,7 +69,7 @@ class RandomResizedCrop(PictureStep, frozen=True, tag=True):
 
     @property
     def squished(self) -> Size:
-        """To what it squishes."""
+        """The size that it squishes to."""
         return self.size[0] + self.extra, self.size[1] + self.extra
 
     def __call__(self, image: Image.Image, resized: Resized) -> Image.Image:

@@ -41,7 +41,7 @@ FASTAI1: Final = {
 
 
 def read_fastai(item_tfms: str, batch_tfms: str) -> tuple[tuple[Step, ...], Statistics | None]:
-    """The steps of a DataBlock's item_tfms and batch_tfms, and what their Normalize has, if there is one.
+    """The steps of a DataBlock's item_tfms and batch_tfms, and the statistics of their Normalize.
 
     Raises SettingsError.
     """
@@ -70,7 +70,7 @@ def read_fastai1(ds_tfms: str, usual: Mapping[str, Any]) -> tuple[Step, ...]:
 
 
 def read_torchvision(transforms: str) -> tuple[tuple[Step, ...], Statistics | None]:
-    """The steps of a torchvision `Compose` for validation, and what its Normalize has, if there is one.
+    """The steps of a torchvision `Compose` for validation, and the statistics of its Normalize.
 
     Raises SettingsError.
     """

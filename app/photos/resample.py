@@ -164,7 +164,7 @@ def _positions(length: int, target: int, align_corners: bool) -> Array:
 
 
 def _torch_positions(length: int, target: int, align_corners: bool) -> Array:
-    """The same as torch rounds it: `linspace` by fused multiply-adds, what follows in float32."""
+    """The same as torch rounds it: `linspace` by fused multiply-adds, the rest in float32."""
     step = float(np.float32(2 / max(target - 1, 1)))
     indexes = np.arange(target)
     half = np.where(indexes < target // 2, step * indexes - 1, 1 - step * (target - 1 - indexes))

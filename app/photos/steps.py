@@ -1,4 +1,4 @@
-"""What a transform of a notebook does to a picture when the model predicts: one small step each.
+"""The transforms of a notebook at prediction: one small step each.
 
 A step on the picture takes and gives a Pillow image. A step on the pixels takes a Pillow image or (C, H, W)
 float32 in 0..1, and gives the latter. `fastai_steps`, `fastai1_steps` and `torchvision_steps` hold those of
@@ -16,14 +16,14 @@ from app.photos.resample import FILTERS, Resized
 from app.types import Float32, Size
 
 ResizeMethod = Literal["crop", "squish", "pad"]
-Region = tuple[float, float, float, float]  # left, top, width and height as shares of what is given
+Region = tuple[float, float, float, float]  # left, top, width and height as shares of the picture
 Shown = tuple[Region, Size]
 
 WHOLE: Final[Region] = (0.0, 0.0, 1.0, 1.0)
 
 
 class Step(Struct, frozen=True, tag_field="name"):
-    """One transform at validation. Its fields are what it was made with; sizes are (height, width)."""
+    """One transform at validation. Its fields are its arguments; sizes are (height, width)."""
 
     def shown(self, size: Size) -> Shown:
         """Of a picture of `size`: the part that is used, and the size that is made of it."""
@@ -36,7 +36,7 @@ class Step(Struct, frozen=True, tag_field="name"):
 
     @property
     def call(self) -> tuple[str, dict[str, Any]]:
-        """What its library calls it, and the arguments that are not the library's own defaults."""
+        """Return its name in the library, and the arguments that differ from the library's defaults."""
         arguments = {
             field.name: value
             for field in fields(self)
@@ -80,7 +80,7 @@ class PixelStep(Step, frozen=True):
 
 
 def as_numbers(image: Image.Image | Float32) -> tuple[Float32, np.float32]:
-    """(H, W, C) numbers, and what they are to be divided by to lie in 0..1."""
+    """(H, W, C) numbers, and the divisor that brings them to 0..1."""
     if isinstance(image, np.ndarray):
         return image.transpose(1, 2, 0), np.float32(1)
     pixels = np.asarray(image)

@@ -30,7 +30,7 @@ ColorMode = Literal["RGB", "L"]  # of Pillow; L is gray
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
-# Of what no step sizes. ResNet34 needs 100 MB for each million pixels that it is shown.
+# For photos that no step sizes. ResNet34 needs 100 MB for each million pixels that it is shown.
 MAX_SHOWN: Final = 2_000_000
 USUAL_SIZE: Final = (224, 224)  # of the trial where the size depends on the photo
 TRIED: Final[tuple[Size, ...]] = ((480, 640), (1000, 333), (97, 101))  # photos of very different shapes
@@ -69,7 +69,7 @@ class Preprocess(Struct, frozen=True):
         return tuple(map(str, self.steps))
 
     def shown(self, height: int, width: int) -> tuple[Region, Size]:
-        """What of a photo the network is shown, as shares of it, and how large that is. Raises BadImage.
+        """Return the part of a photo that the network sees, as shares of it, and its size. Raises BadImage.
 
         Shares are larger than 1 where the photo is padded.
         """
@@ -93,7 +93,7 @@ class Preprocess(Struct, frozen=True):
         return self._normalized(pixels)
 
     def _check_sizes(self, image: Image.Image) -> None:
-        """Refuse what would take much memory on its way."""
+        """Refuse a photo that would take much memory on its way."""
         size = image.height, image.width
         for step in self.steps:
             size = step.shown(size)[1]

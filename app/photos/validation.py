@@ -1,4 +1,4 @@
-"""What fastai v2's transforms do at validation: which steps they are, and which of them change nothing.
+"""The steps of fastai v2's transforms at validation, and which of them change nothing.
 
 A transform is a name with arguments, as a notebook has it. Orders and lines are of fastai 2.8.12:
 vision/augment.py, data/transforms.py, data/block.py:69 (merging) and fasttransform (sorting).
@@ -85,9 +85,9 @@ def merge(transforms: Iterable[Transform]) -> list[Transform]:
 def read_transforms(
     items: Sequence[Transform], batches: Sequence[Transform]
 ) -> tuple[tuple[Step, ...], Statistics | None]:
-    """The steps of a sorted pipeline of items and one of batches, and what Normalize has.
+    """The steps of a sorted pipeline of items and one of batches, and the statistics of Normalize.
 
-    Raises ValueError with a phrase on what is not reproduced.
+    Raises ValueError with a phrase on the unsupported part.
     """
     steps: list[Step] = []
     for transform in items:
