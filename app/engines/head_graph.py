@@ -30,7 +30,7 @@ FEATURES, POOLED, LOGITS = "features", "pooled", "logits"  # (N, C, h, w), (N, f
 
 
 def head_graph(head: Head) -> tuple[bytes, Arrays]:
-    """The bytes after those of a body's graph, and the arrays to bind: from its output `features` to two more,
+    """The bytes after a body's graph, and the arrays to bind: from its output `features` to two more,
     `pooled` and `logits`.
     """
     writer = _Writer()
