@@ -71,9 +71,7 @@ def as_fastai_does(vision: Any, items: str, batches: str, image: Image.Image) ->
 
     names = vars(vision) | {"Image": Image}
     made = [eval(text or "[]", dict(names)) for text in (items, batches)]
-    made = [
-        each if isinstance(each, list) else list(each) if hasattr(each, "fs") else [each] for each in made
-    ]
+    made = [each if isinstance(each, list) else [each] for each in made]
     item_tfms = vision.Pipeline(_merge_tfms([vision.ToTensor], made[0]), split_idx=1)
     batch_tfms = vision.Pipeline(_merge_tfms([vision.IntToFloatTensor], made[1]), split_idx=1)
     return np.asarray(batch_tfms(item_tfms(vision.PILImage(image))[None])[0], np.float32)
@@ -325,3 +323,9 @@ def test_gray_photos_become_gray_as_fastai_opens_them(vision: Any) -> None:
         image = decode(path.read_bytes(), "ignore").crop((0, 0, width, height))
         (found,) = Preprocess((), (0.0,), (1.0,), "L")(image)
         np.testing.assert_allclose(found * 255, expected[:height, :width], atol=1e-4, err_msg=path.name)
+
+
+def test_the_page_of_transforms_is_what_fastai_does_now(vision: Any) -> None:
+    from tests.transforms import PAGE, page
+
+    assert PAGE.read_text("utf-8") == page(vision)
