@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from app.checkpoints.reader import Checkpoint
 from app.errors import ArchitectureUnknown, StartupError
 from app.graphs.graph import fitting_graphs
-from app.photos.transforms import Preprocess, written
 from app.progress import show_progress
 from app.serving.recognize import recognize
 from app.serving.resolve import resolve, rounded, shown
@@ -57,13 +56,13 @@ def run(options: argparse.Namespace) -> int:
 def inspect(source: Source, location: str) -> Inspection:
     """Return the report about a checkpoint that was read, whether or not it can be served."""
     checkpoint, network, problem = source.checkpoint, None, ""
-    notes, preprocess = checkpoint.warnings, Preprocess()
+    notes, pixels = checkpoint.warnings, dict[str, Any]()
     try:
         network = recognize(checkpoint)
         # the owner will fill in the class names; the report does not need them
         classes = () if checkpoint.known.get("classes") else _placeholders(network.outputs)
         recipe = resolve(Settings(model_url=location, classes=classes), checkpoint, network)
-        notes, preprocess = recipe.notes, recipe.preprocess
+        notes, pixels = recipe.notes, recipe.preprocess.as_settings()
     except ArchitectureUnknown as error:
         problem = str(error) + (checkpoint.export.hint() if checkpoint.export else "")
     except StartupError as error:
@@ -84,7 +83,7 @@ def inspect(source: Source, location: str) -> Inspection:
         notes=notes,
         settings="",
     )
-    return replace(report, settings=_toml(report, location, preprocess))
+    return replace(report, settings=_toml(report, location, pixels))
 
 
 def _writer(checkpoint: Checkpoint, library: str) -> str:
@@ -99,7 +98,7 @@ def _placeholders(outputs: int) -> tuple[str, ...]:
     return tuple(f"class {number + 1:03}" for number in range(outputs))
 
 
-def _toml(report: Inspection, location: str, preprocess: Preprocess) -> str:
+def _toml(report: Inspection, location: str, pixels: Mapping[str, Any]) -> str:
     """Return a settings.toml that serves the file."""
     lines = [f"model_url = {json.dumps(location)}"]
     if report.classes:
@@ -112,8 +111,7 @@ def _toml(report: Inspection, location: str, preprocess: Preprocess) -> str:
         lines.append(f'architecture = "{first}"  # {report.architecture}: the one that you trained')
     if not report.transforms:
         lines.append("# how your notebook made pixels of a photo is not in the file: correct this guess")
-        lines += [f"{name} = {json.dumps(text)}" for name, text in written(preprocess.steps).items()]
-        lines += [f"mean = {list(preprocess.mean)}", f"std = {list(preprocess.std)}"]
+        lines += [f"{name} = {json.dumps(value)}" for name, value in pixels.items()]
     lines.append(f'model_sha256 = "{report.sha256}"')
     return "\n".join(lines) + "\n"
 

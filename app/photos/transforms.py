@@ -6,7 +6,7 @@ have names in the settings; `notebook` reads all others as notebooks write them.
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -67,6 +67,10 @@ class Preprocess(Struct, frozen=True):
     def words(self) -> tuple[str, ...]:
         """The steps as their library would be told to do them."""
         return tuple(map(str, self.steps))
+
+    def as_settings(self) -> dict[str, Any]:
+        """The settings that say the same, apart from `gray` and `pillow`."""
+        return {**written(self.steps), "mean": list(self.mean), "std": list(self.std)}
 
     def shown(self, height: int, width: int) -> tuple[Region, Size]:
         """Return the part of a photo that the network sees, as shares of it, and its size. Raises BadImage.

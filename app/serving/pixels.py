@@ -22,7 +22,6 @@ from app.photos.transforms import (
     Step,
     name_of,
     named_pipeline,
-    written,
 )
 from app.settings import Settings
 
@@ -240,9 +239,8 @@ def _size_guess(chosen: _Chosen) -> str:
 
 
 def _guess(chosen: _Chosen, preprocess: Preprocess) -> str:
-    """Return the sentence that names the guesses, and the settings that replace them."""
-    lines = [f"{name} = {json.dumps(text)}" for name, text in written(chosen.steps).items()]
-    lines += [f"mean = {list(preprocess.mean)}", f"std = {list(preprocess.std)}"]
+    """The sentence on what was guessed, and what to write instead."""
+    lines = [f"{name} = {json.dumps(value)}" for name, value in preprocess.as_settings().items()]
     return (
         f"guessed, since neither the file nor the settings say it: {'; '.join(chosen.guessed)}. If your "
         "notebook did otherwise, every answer may be wrong. Write your notebook's in settings.toml, or "
