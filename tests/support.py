@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from app.checkpoints.foreign import NON_CHECKPOINT_SIGNATURES
+from app.checkpoints.foreign import ARCHIVES, NON_CHECKPOINT_SIGNATURES
+from app.checkpoints.task import TASKS
 from app.graphs.graph import Graph, shipped_graphs
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "checkpoints.md"
@@ -38,6 +39,10 @@ def table() -> str:
         f"| `{signature!r}` | {found} |".replace("b'", "").replace("'`", "`")
         for signature, found, _ in NON_CHECKPOINT_SIGNATURES
     ]
+    rows += ["", "These are networks of other tasks:", "", "| the file is | because |", "|---|---|"]
+    rows += [f"| {task.found} | {task.does} |" for task in TASKS]
+    rows += ["", "These are archives of something else:", "", "| holds | is | remedy |", "|---|---|---|"]
+    rows += [f"| `{name}` | {found} | {remedy} |" for name, found, remedy in ARCHIVES]
     return "\n".join(rows) + "\n"
 
 
