@@ -1,4 +1,4 @@
-"""The Starlette application: routes, what they answer, and its lifespan."""
+"""The Starlette application: routes, their answers, and its lifespan."""
 
 import asyncio
 import json
@@ -113,7 +113,7 @@ async def manifest(request: Request) -> Response:
 
 
 async def worker(request: Request) -> Response:
-    """GET /worker.js: the service worker, which may serve what lies beside or below it."""
+    """GET /worker.js: the service worker, for the addresses beside and below it."""
     return FileResponse(VIEW / "static" / "worker.js", headers=FRESH)
 
 

@@ -1,4 +1,4 @@
-"""What a browser is shown: the pages of view/, with the texts, the settings and the answers filled in.
+"""The pages for a browser: those of view/, with the texts, the settings and the answers filled in.
 
 Every value is escaped where it is filled in. Knows nothing of Starlette, nor how an answer came about.
 """
@@ -56,7 +56,7 @@ class Pages:
         """Read templates, texts and samples. Raises SettingsError where there are no such samples."""
         self._settings = settings
         self.classes = settings.classes
-        self._exactly = True  # until it is known what is served
+        self._exactly = True  # until the model is known
         self._texts = load_texts()
         self._templates = {path.stem: Template(path.read_text("utf-8")) for path in VIEW.glob("*.html")}
         self.samples = _samples(settings)  # in the order in which they are shown
@@ -70,7 +70,7 @@ class Pages:
         return draw_preview(self._settings.color, self.samples)
 
     def opened(self, card: ModelCard) -> None:
-        """Take from the card what the settings do not say: the classes, and how photos must be sent."""
+        """Take the classes from the card, and how photos must be sent."""
         self.classes = card.classes
         # both are judged by differences that a photo of another size already makes
         self._exactly = card.proof is not None or not card.preprocess.scalable
@@ -108,7 +108,7 @@ class Pages:
     def _scaling(self) -> str:
         """Which photos the browser makes smaller: "large" ones, those "over" a limit, or "never" any."""
         if self._settings.exif == "ignore":
-            return "never"  # a browser turns what it scales
+            return "never"  # a browser turns the photos that it scales
         return "over" if self._exactly else "large"
 
     def answer(self, prediction: Prediction, language: str = DEFAULT) -> str:
@@ -147,7 +147,7 @@ class Pages:
         return self._fill("api", DEFAULT, words | examples | values, model=model, key_note=note)
 
     def manifest(self) -> dict[str, Any]:
-        """What lets a phone install the page (W3C Web Application Manifest)."""
+        """Return the manifest for phones to install the page (W3C Web Application Manifest)."""
         icon: dict[str, str] = {"src": "static/icon.svg", "sizes": "any", "type": "image/svg+xml"}
         bitmaps = [
             {"src": f"static/icon-{side}.png", "sizes": f"{side}x{side}", "type": "image/png"}
@@ -270,7 +270,7 @@ def _percent(score: float) -> str:
 
 
 def _card_html(card: ModelCard) -> str:
-    """The model card as a table, without what does not apply; what is nested in it line by line."""
+    """Return the model card as a table without empty values; nested values line by line."""
     rows = [
         f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th><td>{text}</td></tr>'
         for name, value in msgspec.to_builtins(card).items()
@@ -280,7 +280,7 @@ def _card_html(card: ModelCard) -> str:
 
 
 def _value_html(value: Any) -> str:
-    """A value of the card; nothing for None and what is empty."""
+    """Return a value of the card; nothing for None and empty values."""
     if value is None:
         return ""
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-// The page: choose a photo, see what the classifier makes of it.
+// The page: choose a photo, see its class.
 //
 // The page is always in exactly one of the states idle, working, waiting (the server said when to ask again), problem,
 // answer, many (several photos) and live (the camera). Parts that not every visit needs are loaded when they are used.

@@ -1,4 +1,4 @@
-// What all parts of the page share: its words and numbers, how a photo is made ready, and how the server is asked.
+// Shared by all parts of the page: its words and numbers, how a photo is made ready, and how the server is asked.
 
 export const find = (id) => document.getElementById(id);
 export const {
@@ -9,7 +9,7 @@ const TICK = 1000; // milliseconds between two looks at a server that is startin
 const PATIENCE = 120_000; // milliseconds for a request: over that, nobody still waits
 const ATTEMPTS = 5; // times that a busy server is asked again by itself
 const SCALE_OVER = 2_000_000; // bytes
-const SHORT_SIDE = 1536; // px after scaling: docs/decisions.md has what other sides cost
+const SHORT_SIDE = 1536; // px after scaling: docs/decisions.md has the cost of other sides
 const QUALITY = 0.92; // of the JPEG: with the sides, a fifth of the bytes of a 12 megapixel photo
 const HEADER = 256_000; // bytes, in which a JPEG has said how it stores colors
 const LEAST = 0.001; // nothing is certain, and nothing impossible: what would round to 100 % or to 0 %

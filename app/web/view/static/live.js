@@ -3,7 +3,7 @@
 import { choose, clear, enter, say, showProblem, showScores } from "./app.js";
 import { Problem, find, pause, percent, post, ready } from "./core.js";
 
-const SHORT_SIDE = 480; // px of a frame that is sent: over what most networks see
+const SHORT_SIDE = 480; // px of a frame that is sent: over the input of most networks
 const REST = 200; // milliseconds between two frames at least, and as long as an answer takes: others want answers too
 const SPOKEN = 3000; // milliseconds between two announcements to screen readers
 const ATTEMPTS = 5; // failures one after another, until it is no passing one
@@ -74,7 +74,7 @@ function visible(signal) {
   return new Promise((resolve) => { document.addEventListener("visibilitychange", resolve, { once: true, signal }); });
 }
 
-// What the camera sees now, as a JPEG.
+// The current frame of the camera, as a JPEG.
 function frame(side) {
   const factor = Math.min(1, side / Math.min(video.videoWidth, video.videoHeight));
   const canvas = document.createElement("canvas");
@@ -84,7 +84,7 @@ function frame(side) {
   return new Promise((resolve) => { canvas.toBlob(resolve, "image/jpeg", 0.92); });
 }
 
-// Keep what is seen now: a photo like any other.
+// Keep the current frame: a photo like any other.
 export async function keep() {
   const photo = await frame(Infinity);
   choose(new File([photo], "camera.jpg", { type: photo.type }));

@@ -11,7 +11,7 @@ const FORMULA = /^[=+\-@\t\r]/; // a spreadsheet would compute it
 
 let items = []; // { id, name, photo, card, answer, upload, problem }
 
-// The photos in what was dropped, folders within folders too.
+// The dropped photos, folders within folders too.
 export async function fromFolders(entries) {
   const found = await Promise.all(entries.map(walk));
   return found.flat().filter(({ name }) => PHOTOS.test(name) && !name.startsWith("."));

@@ -37,7 +37,7 @@ async function show(label) {
   say(find("meaning").textContent);
 }
 
-// Frame what the network saw: left, top, width and height as shares of the photo.
+// Frame the part that the network saw: left, top, width and height as shares of the photo.
 function outline([left, top, width, height]) {
   const sides = { left, top, width, height };
   for (const [name, value] of Object.entries(sides)) find("crop").style[name] = `${value * 100}%`;
