@@ -17,7 +17,7 @@ LIMIT = 2  # nominal words in 1,000, as in Starlette, uvicorn and httpx at most
         *("docs/checkpoints.md", "docs/contributing.md", "docs/decisions.md", "docs/deploy.md"),
         *("docs/errors.md", "docs/house.md", "docs/page.md", "docs/settings.md"),
         *("app/serving", "app/photos", "app/engines", "app/graphs", "app/commands", "tests/commands"),
-        *("app/cli.py", "app/server.py"),
+        *("app/cli.py", "app/server.py", "app/web"),
         *("app/checkpoints", "app/fetching", "app/cpus.py", "app/errors.py", "app/logs.py"),
         *(
             "app/metrics.py",

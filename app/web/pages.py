@@ -247,7 +247,7 @@ def _thumb(file: Path) -> str:
         with Image.open(file) as image:
             small = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (THUMB, THUMB))
     except (OSError, Image.DecompressionBombError) as error:
-        raise SettingsError(f"The sample {file} is no photo that can be read: {error}.") from error
+        raise SettingsError(f"The sample {file} is not a photo that can be read: {error}.") from error
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=60)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -208,7 +208,7 @@ def test_a_folder_without_photos_and_a_photo_that_is_none_are_said_at_once(tmp_p
     with pytest.raises(SettingsError, match="where there are no photos"):
         Pages(settings(samples=str(tmp_path)))
     (tmp_path / "x.jpg").write_bytes(b"no photo")
-    with pytest.raises(SettingsError, match=r"x\.jpg is no photo that can be read"):
+    with pytest.raises(SettingsError, match=r"x\.jpg is not a photo that can be read"):
         Pages(settings(samples=str(tmp_path)))
 
 

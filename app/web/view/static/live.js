@@ -6,7 +6,7 @@ import { Problem, find, pause, percent, post, ready } from "./core.js";
 const SHORT_SIDE = 480; // px of a frame that is sent: over the input of most networks
 const REST = 200; // milliseconds between two frames at least, and as long as an answer takes: others want answers too
 const SPOKEN = 3000; // milliseconds between two announcements to screen readers
-const ATTEMPTS = 5; // failures one after another, until it is no passing one
+const ATTEMPTS = 5; // failures one after another, until it is more than a passing one
 
 let facing = "environment"; // or "user"
 let control = new AbortController();
