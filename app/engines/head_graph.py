@@ -4,6 +4,7 @@ The same numbers as `head.Head`, which is kept for the gradients of heat maps.
 """
 
 from collections.abc import Sequence
+from typing import assert_never
 
 import numpy as np
 
@@ -79,7 +80,11 @@ class _Writer:
                     x = self.add("LeakyRelu", [x], alpha=float(SLOPE))
                 case HardSwish() | GELU() | Tanh():
                     x = self.add(OPERATORS[type(layer)], [x])
-            if isinstance(layer, ReLU) or (isinstance(layer, Linear) and layer.relu):
+                case ReLU():
+                    x = self.add("Relu", [x])
+                case _:
+                    assert_never(layer)  # mypy names a kind of layer that is missing here
+            if isinstance(layer, Linear) and layer.relu:
                 x = self.add("Relu", [x])
         return x
 
