@@ -26,7 +26,7 @@ from app.engines.layers import (
 from app.graphs.protobuf import extension, node
 from app.types import Array, Arrays
 
-OPERATORS = {HardSwish: "HardSwish", GELU: "Gelu", Tanh: "Tanh"}  # of ONNX
+OPERATORS = {HardSwish: "HardSwish", GELU: "Gelu", Tanh: "Tanh", ReLU: "Relu"}  # of ONNX
 FEATURES, POOLED, LOGITS = "features", "pooled", "logits"  # (N, C, h, w), (N, features), (N, outputs)
 
 
@@ -78,10 +78,8 @@ class _Writer:
                     x = self.add("Mul", [x, self.add("Sigmoid", [x])])
                 case LeakyReLU():
                     x = self.add("LeakyRelu", [x], alpha=float(SLOPE))
-                case HardSwish() | GELU() | Tanh():
+                case HardSwish() | GELU() | Tanh() | ReLU():
                     x = self.add(OPERATORS[type(layer)], [x])
-                case ReLU():
-                    x = self.add("Relu", [x])
                 case _:
                     assert_never(layer)  # mypy names a kind of layer that is missing here
             if isinstance(layer, Linear) and layer.relu:
