@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from app.checkpoints.allowlist import is_trusted
 from app.checkpoints.reader import read_checkpoint
 from app.errors import UnsafeCheckpoint
 from tests.conftest import DATA
@@ -130,3 +131,21 @@ def test_an_export_of_fastai_2_holds_no_name_to_warn_of(
 @pytest.mark.parametrize("name", ["export.pkl", "stage-2.pth", "several-labels.pkl", "model.pth"])
 def test_files_of_fastai_1_hold_no_name_to_warn_of(name: str) -> None:
     assert read_checkpoint(DATA / "v1" / name).unexpected == ()
+
+
+@pytest.mark.fault("M16")
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("torch.hub", "HASH_REGEX"),  # the acting module itself
+        ("torch.hub.helpers", "harmless"),  # and one below it
+        ("a_students_package", "Trainer.eval"),  # the last part of a dotted name
+        ("a_students_package", "__import__"),
+        ("distutils.util", "strtobool"),  # in no standard library since 3.12
+        ("httplib", "HTTPConnection"),
+        ("subprocess", "Popen"),
+    ],
+)
+def test_a_name_that_acts_is_refused_wherever_its_action_shows(module: str, name: str) -> None:
+    assert not is_trusted(module, name)
+    assert is_trusted("a_students_package", "Trainer.fit")

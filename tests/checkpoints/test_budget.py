@@ -112,6 +112,15 @@ def test_a_pickle_is_read_or_refused_within_the_budget(
 
 
 @pytest.mark.fault("M17")
+def test_a_pickle_of_more_steps_than_the_bound_is_refused(tmp_path: Path) -> None:
+    """Each pair of opcodes leaves nothing behind, so that only the number of steps can stop it."""
+    path = tmp_path / "stage-2.pth"
+    path.write_bytes(b"\x80\2" + b"N0" * (STEPS // 2 + 1) + b"N.")
+    with pytest.raises(CheckpointError, match="far more memory or work than its size explains"):
+        read_checkpoint(path)
+
+
+@pytest.mark.fault("M17")
 @pytest.mark.parametrize("count", [60_000, 90_000])
 def test_a_zip_of_very_many_entries_is_refused(count: int, tmp_path: Path) -> None:
     path = tmp_path / "stage-2.pth"
