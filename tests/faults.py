@@ -13,11 +13,11 @@ DOCUMENT = TESTS.parent / "docs" / "faults.md"
 
 HEAD = """# Faults
 
-What each bad input and each failure gets, and the tests that show it. This table is generated from the tests
-by `python -m tests.faults`, and a test compares it. The tests work on the real thing: a server process, raw
-sockets, files, signals.
+The answer to each bad input and each failure, and the tests that show it. This table is generated from the
+tests by `python -m tests.faults`, and a test compares it. The tests work on the real thing: a server process,
+raw sockets, files, signals.
 
-While a fault happens, `GET /healthz` goes on answering, and a good request beside it gets its answer. A 4xx
+While a fault happens, `GET /healthz` still answers, and a good request beside it gets its answer. A 4xx
 is one line in the log, without a traceback; nothing of an upload is stored.
 """
 
@@ -45,7 +45,7 @@ FAULTS = {
         "U19": ("a wrong extension or content type", "200: the bytes decide"),
         "U20": ("a cut off picture", "422 `truncated-image`"),
         "U21": ("damaged pixels", "422 `corrupt-image`"),
-        "U22": ("whatever Pillow raises", "415 or 422"),
+        "U22": ("any error of Pillow", "415 or 422"),
         "U23": ("SVG, EPS, WMF, PSD, PDF, FLI, DDS, BLP", "415; no other program is ever started"),
         "U24": ("animations and several pages", "200: the first frame"),
         "U25": ("a bomb below Pillow's own limit", "422 `image-too-large` before it is decoded"),
@@ -108,7 +108,7 @@ FAULTS = {
         "M14": ("an end in the middle of a download", "no half file under the final name"),
         "M15": ("an endless file", "stopped at the limit"),
         "M16": ("malicious pickles", "refused by name; nothing is run"),
-        "M17": ("whatever a damaged file raises", "one sentence"),
+        "M17": ("any error of a damaged file", "one sentence"),
         "M18": ("a class list of another length, names twice or empty", "one sentence with both numbers"),
         "M19": ("an unsorted class list", "a warning; a proof finds it out"),
         "M20": ("another architecture, prefixes, half precision, CUDA", "recognized, or one sentence"),
@@ -137,7 +137,7 @@ FAULTS = {
 
 # Rows without a test, and why
 NOT_TESTED = {
-    "P03": "there is one process; when it is killed, what was under way is lost; its host starts it anew",
+    "P03": "there is one process; when it is killed, its requests are lost, and its host starts it again",
     "P05": "no test may set its machine's clock; all deadlines are of time.monotonic",
 }
 
@@ -169,7 +169,7 @@ def document() -> str:
     shown = shown_by()
     lines = [HEAD]
     for title, rows in FAULTS.items():
-        lines += [f"## {title}\n", "| row | what comes in | what it gets | shown by |", "|---|---|---|---|"]
+        lines += [f"## {title}\n", "| row | input or fault | answer | shown by |", "|---|---|---|---|"]
         for row, (fault, result) in rows.items():
             tests = "<br>".join(shown.get(row, [])) or f"not tested: {NOT_TESTED.get(row, 'no test yet')}"
             lines.append(f"| {row} | {fault} | {result} | {tests} |")

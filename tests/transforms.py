@@ -33,7 +33,7 @@ item_tfms = "Resize(460)"
 batch_tfms = "[*aug_transforms(size=224, min_scale=0.75), Normalize.from_stats(*imagenet_stats)]"
 ```
 
-For fastai v1, `ds_tfms` takes what stands behind `ds_tfms=` in the notebook, and `mean` and `std` what
+For fastai v1, `ds_tfms` takes the arguments from `ds_tfms=` on, and `mean` and `std` those that
 `normalize()` has:
 
 ```toml
@@ -47,15 +47,15 @@ transforms = "Compose([Resize(256), CenterCrop(224), ToTensor(), Normalize([.5, 
 ```
 
 The texts are parsed and never run. They may hold calls of known names with literal arguments; everything
-else is refused with its place. `pipeline` names the four that people use most. What neither the file nor
-the settings say is guessed, and one warning at start and in `inspect` names the guess. For a head of
+else is refused with its place. `pipeline` names the four that people use most. A fact that neither the file
+nor the settings say is guessed, and one warning at start and in `inspect` names the guess. For a head of
 torchvision or timm the guess is how that library evaluates the architecture.
 
-`RatioResize` cuts what rounding leaves over at a random side, also when it predicts; here the center is
+`RatioResize` cuts the pixels of its rounding at a random side, also when it predicts; here the center is
 kept. A photo that no transform sizes may have up to 2 megapixels. `pillow` is the version of Pillow in
 your notebook: from 13 on, tall photos that are squished are rounded otherwise.
 
-## What fastai's transforms do when a model predicts
+## fastai's transforms at prediction
 
 | transform | at validation |
 |---|---|

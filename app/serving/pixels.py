@@ -239,7 +239,7 @@ def _size_guess(chosen: _Chosen) -> str:
 
 
 def _guess(chosen: _Chosen, preprocess: Preprocess) -> str:
-    """The sentence on what was guessed, and what to write instead."""
+    """Return the sentence that names the guesses, and the settings that replace them."""
     lines = [f"{name} = {json.dumps(value)}" for name, value in preprocess.as_settings().items()]
     return (
         f"guessed, since neither the file nor the settings say it: {'; '.join(chosen.guessed)}. If your "

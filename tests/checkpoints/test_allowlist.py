@@ -146,6 +146,6 @@ def test_files_of_fastai_1_hold_no_name_to_warn_of(name: str) -> None:
         ("subprocess", "Popen"),
     ],
 )
-def test_a_name_that_acts_is_refused_wherever_its_action_shows(module: str, name: str) -> None:
+def test_a_name_that_acts_is_refused_by_its_module_or_by_any_of_its_parts(module: str, name: str) -> None:
     assert not is_trusted(module, name)
     assert is_trusted("a_students_package", "Trainer.fit")

@@ -86,9 +86,7 @@ def test_storages_of_a_gpu_are_read(tmp_path: Path) -> None:
 @pytest.mark.fault("M20")
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model."])
 @pytest.mark.parametrize("entry", ["model", "state_dict", "model_state_dict"])
-def test_what_training_scripts_put_around_the_weights_is_taken_off(
-    tmp_path: Path, wrapper: str, entry: str
-) -> None:
+def test_the_wrappers_of_training_scripts_are_taken_off(tmp_path: Path, wrapper: str, entry: str) -> None:
     state = network().state_dict()
     tree = {
         "epoch": 3,
@@ -123,7 +121,7 @@ ATTACKS = {
 @pytest.mark.fault("M16")
 @pytest.mark.parametrize("place", ["in the state dict", "in a whole model"])
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_gadget_is_refused_by_name_wherever_it_hides(tmp_path: Path, attack: str, place: str) -> None:
+def test_a_gadget_is_refused_by_name_in_every_hiding_place(tmp_path: Path, attack: str, place: str) -> None:
     model = network()
     tree = {**model.state_dict(), "x": ATTACKS[attack]()}
     if place == "in a whole model":

@@ -192,7 +192,7 @@ def test_a_malicious_pickle_is_refused_by_name_and_runs_nothing(
         (b"Not found", "it begins with 'Not found'"),
     ],
 )
-def test_what_is_no_checkpoint_is_named_for_what_it_is(tmp_path: Path, content: bytes, found: str) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_named(tmp_path: Path, content: bytes, found: str) -> None:
     path = tmp_path / "stage-2.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=found):

@@ -100,7 +100,7 @@ def test_a_path_is_used_where_it_is(tmp_path: Path) -> None:
         (b"\0" * 4096, "application/octet-stream", CheckpointError, "full of zeros"),
     ],
 )
-def test_what_is_not_the_file_is_named_and_never_kept(
+def test_another_answer_than_the_file_is_named_and_never_kept(
     tmp_path: Path, body: bytes, kind: str, error: type[Exception], message: str
 ) -> None:
     def answer(handler: Handler) -> None:
@@ -181,7 +181,7 @@ def unwritable(folder: Path) -> Path:
 
 
 @pytest.mark.fault("M12")
-def test_what_cannot_be_kept_in_its_folder_is_kept_among_the_temporary_files(
+def test_a_download_that_its_folder_refuses_is_kept_among_the_temporary_files(
     tmp_path: Path, temporary: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = unwritable(tmp_path)
@@ -197,7 +197,7 @@ def test_what_cannot_be_kept_in_its_folder_is_kept_among_the_temporary_files(
 
 
 @pytest.mark.fault("M12")
-def test_what_can_be_kept_nowhere_is_one_sentence(
+def test_a_download_without_any_folder_is_one_sentence(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(unwritable(temporary)))
@@ -302,7 +302,7 @@ def test_two_processes_at_once_on_one_folder_both_get_the_whole_file(tmp_path: P
 
 
 @pytest.mark.fault("M14")
-def test_what_killed_downloads_left_is_swept_but_not_what_others_are_writing(tmp_path: Path) -> None:
+def test_the_rest_of_killed_downloads_is_swept_but_not_the_files_of_others(tmp_path: Path) -> None:
     old, new = (tmp_path / f"{name}.download.1.abcd.part" for name in ("old", "new"))
     other = tmp_path / "stage-2.pth"
     for path in (old, new, other):

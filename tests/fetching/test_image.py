@@ -258,7 +258,7 @@ def chunks(handler: Handler, count: int) -> None:
         (lambda h: chunks(h, 1_000), BadImage, "image-too-large"),
     ],
 )  # fmt: skip
-def test_what_a_host_answers_wrongly_is_named_and_not_echoed(
+def test_a_wrong_answer_of_a_host_is_named_and_not_echoed(
     answer: Any, error: type[AppError], code: str
 ) -> None:
     with at(answer) as (url, guard, _):

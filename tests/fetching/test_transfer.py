@@ -72,7 +72,7 @@ def status(number: int, **headers: str) -> Answer:
         ({}, False),
     ],
 )
-def test_a_transfer_goes_on_where_it_broke_off_if_the_file_is_surely_the_same(
+def test_a_transfer_resumes_if_the_file_is_surely_the_same(
     tmp_path: Path, headers: dict[str, str], resumed: bool
 ) -> None:
     ranges = []
@@ -126,7 +126,7 @@ def test_a_size_that_was_not_announced_is_checked_where_the_rest_tells_it(tmp_pa
 
 
 @pytest.mark.fault("M07")
-def test_a_host_that_ignores_the_range_sends_the_file_anew(tmp_path: Path) -> None:
+def test_a_host_that_ignores_the_range_sends_the_file_again(tmp_path: Path) -> None:
     with serving(in_turn(cut, lambda handler: send(handler, CONTENT))) as (url, _):
         assert get(url, tmp_path / "x")[0] == CONTENT
 
@@ -158,7 +158,7 @@ def rest_of(content: bytes, where: str, tag: str) -> Answer:
         status(416),
     ],
 )
-def test_a_file_that_changes_between_two_pieces_is_begun_anew(tmp_path: Path, second: Answer) -> None:
+def test_a_file_that_changes_between_two_pieces_is_begun_again(tmp_path: Path, second: Answer) -> None:
     def changed(handler: Handler) -> None:
         send_range(handler, OTHER, {"ETag": '"two"'})
 
@@ -171,7 +171,7 @@ def test_a_file_that_changes_between_two_pieces_is_begun_anew(tmp_path: Path, se
 
 @pytest.mark.fault("M09")
 @pytest.mark.parametrize("numbers", [(503, 429, 500, 502), (504, 408, 425)])
-def test_what_may_pass_is_tried_again(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+def test_a_temporary_failure_is_retried(tmp_path: Path, numbers: tuple[int, ...]) -> None:
     with serving(in_turn(*map(status, numbers), whole)) as (url, asked):
         assert get(url, tmp_path / "x")[0] == CONTENT
     assert len(asked) == len(numbers) + 1

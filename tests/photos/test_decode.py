@@ -101,7 +101,7 @@ def test_only_the_first_frame_of_an_animation_counts() -> None:
         (encoded(Image.new("RGB", (40, 30)), "PPM"), UnsupportedMedia, "unrecognised-image"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_its_code(
+def test_an_unusable_picture_is_refused_with_its_code(
     data: bytes, error: type[RequestError], code: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -246,7 +246,7 @@ def pillow(data: bytes) -> tuple[str, Image.Image | None]:
 
 
 @pytest.mark.fault("U18", "U20", "U21", "U22", "U29")
-def test_every_mutant_gets_what_pillow_says_of_it() -> None:
+def test_every_mutant_gets_the_verdict_of_pillow() -> None:
     slowest = 0.0
     for name, data in mutants(MUTANTS, seed=6):
         if not data:
@@ -342,7 +342,7 @@ def test_a_format_that_is_not_accepted_is_told_by_its_bytes(bears: ServerProcess
 @pytest.mark.parametrize(
     "data", [b"hello", b"<!doctype html><p>", b"PK\3\4" + bytes(99), b"\0" * 9999, b"MZ"]
 )
-def test_what_is_no_picture_is_not_recognized(bears: ServerProcess, data: bytes) -> None:
+def test_a_file_that_is_not_a_picture_is_not_recognized(bears: ServerProcess, data: bytes) -> None:
     assert_problem(bears.post(data, "photo.jpg"), 415, "unrecognised-image")
 
 

@@ -120,7 +120,7 @@ def test_a_raw_image_body_is_an_upload(bears: ServerProcess) -> None:
         ),
     ],
 )
-def test_what_is_no_upload_is_refused_with_its_status_and_code(
+def test_an_invalid_upload_is_refused_with_its_status_and_code(
     bears: ServerProcess, request_parts: dict[str, Any], status: int, code: str
 ) -> None:
     assert_problem(requests.post(f"{bears.url}/analyze", timeout=SECONDS, **request_parts), status, code)

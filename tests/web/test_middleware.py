@@ -54,7 +54,7 @@ def test_a_method_that_is_not_for_an_address_is_told_those_that_are(
 
 
 @pytest.mark.fault("H01")
-def test_the_head_of_analyze_is_no_get(bears: ServerProcess) -> None:
+def test_the_head_of_analyze_is_not_a_get(bears: ServerProcess) -> None:
     answer = ask(bears, "HEAD", "/analyze")
     assert (answer.status_code, answer.headers["allow"], answer.content) == (405, "OPTIONS, POST", b"")
 
@@ -76,7 +76,7 @@ def test_options_of_the_server_as_a_whole(bears: ServerProcess) -> None:
 
 
 @pytest.mark.fault("H05")
-def test_a_browser_gets_a_page_that_says_what_the_problem_says(bears: ServerProcess) -> None:
+def test_a_browser_gets_a_page_with_the_sentence_of_the_problem(bears: ServerProcess) -> None:
     address = "/<script>alert(1)</script>"
     for sent, status in (
         ({"method": "GET", "path": address}, 404),

@@ -82,7 +82,7 @@ def test_in_a_flood_each_gets_an_answer_or_is_told_when_to_try_again(flood: Floo
 
 
 @pytest.mark.fault("L01")
-def test_who_is_let_in_is_answered_soon_and_who_is_not_at_once(flood: Flood) -> None:
+def test_admitted_photos_are_answered_soon_and_the_others_refused_at_once(flood: Flood) -> None:
     assert flood.answered[len(flood.answered) * 95 // 100] < 4.0  # two seconds, on a machine of one's own
     refused = sorted(flood.client.answers["503"])
     assert refused[len(refused) // 2] < flood.answered[len(flood.answered) // 2] / 2

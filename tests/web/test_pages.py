@@ -116,7 +116,7 @@ def test_links_have_no_picture_where_the_address_is_unknown(bears: ServerProcess
     assert "elsewhere" not in answer.text and "og:image" not in answer.text
 
 
-def test_a_space_may_be_shown_by_hugging_face_and_else_the_settings_say_who_may() -> None:
+def test_a_space_may_be_shown_by_hugging_face_and_any_site_of_the_settings() -> None:
     assert frame_origins(settings(), {}) == ()
     assert frame_origins(settings(), {"SPACE_HOST": "me-bears.hf.space"}) == ("https://huggingface.co",)
     others = settings(frame_origins=("https://school.example",))

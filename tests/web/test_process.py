@@ -36,7 +36,7 @@ def read_to_the_end(client: socket.socket) -> bytes:
 
 
 @pytest.mark.fault("P01")
-def test_sigterm_lets_what_is_under_way_be_answered(start_server: Callable[..., ServerProcess]) -> None:
+def test_sigterm_lets_requests_under_way_be_answered(start_server: Callable[..., ServerProcess]) -> None:
     server = ready(start_server(**bears_environment()))
     clients = [connect(server) for _ in range(5)]
     for client in clients:
@@ -140,7 +140,7 @@ SHELL = "exec {python} -m app serve --port {port} {redirections}"
 
 @pytest.mark.fault("P06")
 @pytest.mark.parametrize("redirections", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>{pipe}"])
-def test_it_serves_whoever_reads_its_log_or_does_not(redirections: str, tmp_path: Path) -> None:
+def test_it_serves_without_a_reader_of_its_log(redirections: str, tmp_path: Path) -> None:
     """Closed, on a full disk, and into a pipe that nobody empties."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -76,9 +76,7 @@ def assert_refused(server: ServerProcess, sent: bytes, status: int, code: str) -
         b"GET * HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-def test_what_could_be_read_in_two_ways_is_refused_and_the_connection_closed(
-    bears: ServerProcess, sent: bytes
-) -> None:
+def test_an_ambiguous_request_is_refused_and_the_connection_closed(bears: ServerProcess, sent: bytes) -> None:
     assert_refused(bears, sent, 400, "bad-request")
 
 
