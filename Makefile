@@ -40,7 +40,7 @@ check: .venv/dev ## ruff (lint and format) and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/dev ## compare the server with the obvious one and a plain ONNX file, three networks: 45 minutes on an idle machine; ARGS="--turns 1"
+bench: .venv/dev ## compare the server with the obvious one and a plain ONNX file, three networks: half an hour on an idle machine; ARGS="--turns 1"
 	for name in resnet34 tf_efficientnet_lite0 convnext_tiny; do $(BIN)/python benchmarks/bench.py --architecture $$name --json bench-$$name.json $(ARGS) || exit 1; done
 
 .venv/serve: requirements-serve.txt
