@@ -27,7 +27,7 @@ test-all: .venv/dev tests/node_modules ## the same, with the tests that CI alone
 	$(PYTEST) $(COVERAGE)
 
 test-quick: .venv/quick ## the tests that need no torch and no browser: under a minute
-	$(PYTEST) -m "not (torch or slow or deploy or exhaustive)"
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not (torch or slow or deploy or exhaustive)"
 
 docs: .venv/quick ## write the generated documents
 	$(BIN)/python -m tests.generate
