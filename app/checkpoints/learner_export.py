@@ -13,7 +13,7 @@ from msgspec import Struct
 from app.checkpoints.exported import is_script, script_module
 from app.checkpoints.foreign import ELSEWHERE, SAVE_AGAIN
 from app.checkpoints.module_tree import array, is_module, rebuilding_hint, state_dict, values
-from app.checkpoints.records import Call, Global, Tensor
+from app.checkpoints.records import Call, Global, Tensor, attribute
 from app.checkpoints.transforms import read_databunch, read_transforms
 from app.checkpoints.weights import unwrapped_module
 from app.errors import CheckpointError, NotAClassifier
@@ -135,7 +135,7 @@ def read_export(tree: Any, numbers: Numbers) -> Export | None:
 
 def _fastai2(learner: Call, module: Call, numbers: Numbers) -> Export:
     """Read a v2 `Learner`: the transforms of its validation loader, the vocabulary, the loss."""
-    loaders = values(_attribute(learner.get("dls"), "loaders"))
+    loaders = values(attribute(learner.get("dls"), "loaders"))
     if not loaders or not isinstance(loaders[-1], Call):
         return Export("fastai v2 learn.export", module, {}, ("it has no dataloaders",))
     items = _transforms(loaders[-1].get("after_item"))
@@ -149,7 +149,7 @@ def _fastai2(learner: Call, module: Call, numbers: Numbers) -> Export:
         (known["classes"],) = vocabularies
     elif vocabularies:
         raise _other_target(f"{len(vocabularies)} targets with classes of their own")
-    gray, strange = _opened(values(_attribute(dataset, "tls")))
+    gray, strange = _opened(values(attribute(dataset, "tls")))
     if gray or (gray is None and any(_all(dataset, "PILImageBW"))):
         known["gray"] = True
     raw = _loss(learner.get("loss_func"), known, unserved, any(_all(dataset, "MultiCategorize")))
@@ -162,11 +162,11 @@ def _opened(lists: list[Any]) -> tuple[bool | None, list[str]]:
     A function behind PILImage.create there, or in its place, would change every photo.
     """
     first = lists[0] if lists and isinstance(lists[0], Call) else None
-    names = [t.get("_name") for t in _transforms(_attribute(first, "tfms")) if t.get("_name")]
+    names = [t.get("_name") for t in _transforms(attribute(first, "tfms")) if t.get("_name")]
     strange = []
     if names and not str(names[-1]).endswith("create"):
         strange.append(f"its photos are opened by {names[-1]}, which is not PILImage.create")
-    kinds = [kind for kind in values(_attribute(first, "types")) if isinstance(kind, Global)]
+    kinds = [kind for kind in values(attribute(first, "types")) if isinstance(kind, Global)]
     if kinds and (kinds[-1].name not in PICTURES or not kinds[-1].module.startswith("fastai")):
         strange.append(f"its photos are {kinds[-1]}, not PILImage")
     return (kinds[-1].name == "PILImageBW" if kinds else None), strange
@@ -177,7 +177,7 @@ def _transforms(pipeline: Any) -> list[Call]:
 
     The exception are transforms of coordinates: their split_idx is that of the last use, and they run always.
     """
-    found = [transform for transform in values(_attribute(pipeline, "fs")) if isinstance(transform, Call)]
+    found = [transform for transform in values(attribute(pipeline, "fs")) if isinstance(transform, Call)]
     return [t for t in found if t.get("split_idx") != 0 or "coord_fs" in _state(t)]
 
 
@@ -217,10 +217,10 @@ def _loss(loss: Any, known: dict[str, Any], unserved: list[str], several: bool) 
     Returns the loss's name if `predict` answers raw scores with it, in fastai 2 (learner.py:294) or 1. Raises
     NotAClassifier for a loss of numbers.
     """
-    names = {x.name for x in (loss, _attribute(loss, "func")) if isinstance(x, Call | Global)}
+    names = {x.name for x in (loss, attribute(loss, "func")) if isinstance(x, Call | Global)}
     if names & SIGMOID:
         known["multi_label"] = True
-        if isinstance(threshold := _attribute(loss, "thresh"), float):
+        if isinstance(threshold := attribute(loss, "thresh"), float):
             known["threshold"] = threshold
     elif names & SOFTMAX:
         known["multi_label"] = False
@@ -267,10 +267,6 @@ def _all(root: Any, *names: str) -> Iterator[Call]:
                 waiting += value.values()
             case list() | tuple():
                 waiting += value
-
-
-def _attribute(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, Call) else None
 
 
 def _state(call: Call) -> Any:

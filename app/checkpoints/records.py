@@ -72,3 +72,8 @@ class Call:
     def get(self, attribute: str, default: Any = None) -> Any:
         """Return one of its attributes."""
         return self.state.get(attribute, default) if isinstance(self.state, dict) else default
+
+
+def attribute(value: Any, name: str) -> Any:
+    """Return an attribute of a recorded object; None for any other value."""
+    return value.get(name) if isinstance(value, Call) else None

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from app.checkpoints.module_tree import array, values
-from app.checkpoints.records import Call, Global, Tensor
+from app.checkpoints.records import Call, Global, Tensor, attribute
 from app.types import Array
 
 Numbers = Callable[[Tensor], Array]  # the array that a tensor describes
@@ -138,15 +138,11 @@ def _fastai1_transforms(transforms: Sequence[Any]) -> list[str]:
     """Name the transforms at validation other than the center crop of `get_transforms()`."""
     unserved = []
     for transform in transforms:
-        function = _attribute(_attribute(transform, "tfm"), "func")
+        function = attribute(attribute(transform, "tfm"), "func")
         name = function.name.lstrip("_") if isinstance(function, Global) else ""
-        chosen = _attribute(transform, "kwargs") or {}
+        chosen = attribute(transform, "kwargs") or {}
         if name not in ("", "crop_pad") or any(
             chosen.get(place, 0.5) != 0.5 for place in ("row_pct", "col_pct")
         ):
             unserved.append(f"it uses v1's {name} at validation, which is not reproduced")
     return unserved
-
-
-def _attribute(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, Call) else None

@@ -4,15 +4,21 @@ import argparse
 import asyncio
 
 from app.progress import show_progress
+from app.serving.card import ModelCard
 from app.serving.opening import open_model
-from app.settings import load_settings
+from app.settings import Settings, load_settings
 
 
 def run(options: argparse.Namespace) -> int:
     """Open the model that the settings name, and print its card in a line."""
-    try:
-        card = asyncio.run(open_model(load_settings(options.settings), show_progress)).card
-    finally:
-        show_progress("", None)
+    card = opened(load_settings(options.settings))
     print(f"{card.architecture}, {card.bytes:,} bytes, sha256 {card.sha256}: ready to be served")
     return 0
+
+
+def opened(settings: Settings) -> ModelCard:
+    """Download, open and warm up the model, and return its card. Raises StartupError."""
+    try:
+        return asyncio.run(open_model(settings, show_progress)).card
+    finally:
+        show_progress("", None)

@@ -5,7 +5,6 @@ that opened the model: file and environment together.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import re
@@ -19,10 +18,9 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from app.commands.fetch import opened
 from app.errors import DeployError, SettingsError, ToolMissing
 from app.fetching.links import is_url
-from app.progress import show_progress
-from app.serving.opening import open_model
 from app.settings import DEFAULTS, HINTS, PLACES, SETTINGS_FILE, Settings, load_settings
 
 APP: Final = SETTINGS_FILE.parent
@@ -64,10 +62,7 @@ def run(options: argparse.Namespace) -> int:
         )
     command = [] if options.dry_run else _command_line()
     say(f"settings    {options.settings}")
-    try:
-        card = asyncio.run(open_model(settings, show_progress)).card
-    finally:
-        show_progress("", None)
+    card = opened(settings)
     say(f"checkpoint  {card.architecture}, {_megabytes(card.bytes)}: it opens, and answers")
     say(f"classes     {len(card.classes)}, as many as it has: {', '.join(card.classes)[:80]}")
     with TemporaryDirectory() as temporary:

@@ -11,7 +11,6 @@ from typing import Final
 import numpy as np
 
 from app.engines.layers import (
-    EPSILON_TORCH,
     GELU,
     BatchNorm,
     HardSwish,
@@ -24,7 +23,8 @@ from app.engines.layers import (
     Tanh,
 )
 from app.errors import ActivationUnknown, CheckpointError
-from app.types import Array, Arrays, Float32
+from app.graphs.graph import COUNTER
+from app.types import Array, Arrays
 
 ACTIVATIONS: Final[Mapping[str, tuple[Layer, ...]]] = {
     "none": (),
@@ -45,7 +45,6 @@ IGNORED: Final = frozenset(
 )
 # The second pools the maximum: a part of the first, else another network.
 CONCAT: Final = ("AdaptiveConcatPool2d", "AdaptiveMaxPool2d")
-COUNTER: Final = "num_batches_tracked"
 
 
 def read_chain(arrays: Arrays, kinds: Mapping[str, str], activation: str) -> tuple[Layer, ...]:
@@ -133,16 +132,11 @@ def _layer(name: str, tensors: Arrays) -> Layer:
     shapes = {array.shape for array in arrays.values()}
     if weight.ndim == 1 and weight.size and shapes == {weight.shape}:
         if arrays.keys() == {"weight", "bias", "running_mean", "running_var"}:
-            scale = weight / np.sqrt(arrays["running_var"] + EPSILON_TORCH)
-            return BatchNorm(_f32(scale), _f32(arrays["bias"] - arrays["running_mean"] * scale))
+            return BatchNorm.of(arrays)
         if arrays.keys() == {"weight", "bias"}:
             return LayerNorm(weight, arrays["bias"])
     found = ", ".join(f"{key} {array.shape}" for key, array in list(arrays.items())[:4])
     raise CheckpointError(f"The head has a layer {name[:80]} that is not understood ({found}).")
-
-
-def _f32(array: Array) -> Float32:
-    return np.asarray(array, np.float32)
 
 
 def check_widths(layers: Sequence[Layer]) -> None:

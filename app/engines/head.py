@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from app.engines.chain import check_widths, read_chain, sides
 from app.engines.layers import BatchNorm, HardSwish, Layer, LayerNorm, Linear, ReLU
 from app.errors import ActivationUnknown, CheckpointError
-from app.graphs.graph import EPSILON, WHOLE
+from app.graphs.graph import COUNTER, WHOLE
 from app.types import Array, Arrays, Float32
 
 MODULES: Final = ({"weight", "bias", "running_mean", "running_var"}, {"weight", "bias"}, {"weight"})
@@ -209,7 +209,9 @@ def _fastai_head(arrays: Arrays, channels: int) -> Head:
     _check_order(kinds)
     last_linear = max(index for index, kind in kinds if kind == "linear")
     layers = tuple(
-        _batch_norm(modules[index]) if kind == "norm" else _linear(modules[index], relu=index != last_linear)
+        BatchNorm.of({name: _float32(array) for name, array in modules[index].items()})
+        if kind == "norm"
+        else _linear(modules[index], relu=index != last_linear)
         for index, kind in kinds
     )
     first = layers[0]
@@ -294,14 +296,12 @@ def _modules(arrays: Arrays) -> dict[int, dict[str, Array]]:
         elif name.startswith("1."):
             raise CheckpointError(f"The head holds {name}, which is not understood: {UNKNOWN_HEAD}.")
     for index, module in modules.items():
-        if module.keys() - {"num_batches_tracked"} not in MODULES:
+        if module.keys() - {COUNTER} not in MODULES:
             raise CheckpointError(
                 f"Layer {index} of the head holds {', '.join(module)} alone: {UNKNOWN_HEAD}."
             )
         outputs = module["weight"].shape[:1]
-        others = [
-            array.shape for name, array in module.items() if name not in ("weight", "num_batches_tracked")
-        ]
+        others = [array.shape for name, array in module.items() if name not in ("weight", COUNTER)]
         flat = "running_mean" not in module or module["weight"].ndim == 1
         if not outputs or not flat or others != [outputs] * len(others):
             raise CheckpointError(
@@ -327,12 +327,6 @@ def _check_order(kinds: list[tuple[int, str]]) -> None:
     for before, after, gap in gaps:
         if gap not in room.get((before, after), ()):
             raise CheckpointError(f"The head has {before} and {after} layers {gap} apart: {UNKNOWN_HEAD}.")
-
-
-def _batch_norm(module: Arrays) -> BatchNorm:
-    mean, var, weight, bias = (_float32(module[n]) for n in ("running_mean", "running_var", "weight", "bias"))
-    scale = weight / np.sqrt(var + EPSILON)
-    return BatchNorm(scale, bias - mean * scale)
 
 
 def _linear(module: Arrays, relu: bool) -> Linear:

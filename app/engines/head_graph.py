@@ -10,8 +10,8 @@ import numpy as np
 
 from app.engines.head import Head
 from app.engines.layers import (
-    EPSILON,
     GELU,
+    LAYER_NORM_EPSILON,
     SLOPE,
     BatchNorm,
     HardSwish,
@@ -72,7 +72,7 @@ class _Writer:
                 case Linear():
                     x = self.add("Gemm", [x, layer.weight, layer.bias], transB=1)
                 case LayerNorm():
-                    epsilon = float(EPSILON)
+                    epsilon = float(LAYER_NORM_EPSILON)
                     x = self.add("LayerNormalization", [x, layer.weight, layer.bias], axis=1, epsilon=epsilon)
                 case SiLU():
                     x = self.add("Mul", [x, self.add("Sigmoid", [x])])

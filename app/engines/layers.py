@@ -3,15 +3,16 @@ gradient.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 from msgspec import Struct
 
+from app.graphs.graph import EPSILON
 from app.types import Float32
 
-EPSILON: Final = np.float32(1e-6)  # of the LayerNorms in convnext, torchvision's and timm's
-EPSILON_TORCH: Final = np.float32(1e-5)  # torch's default for a BatchNorm
+LAYER_NORM_EPSILON: Final = np.float32(1e-6)  # in convnext, torchvision's and timm's
 SLOPE: Final = np.float32(0.01)
 ERF: Final = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -21,6 +22,12 @@ class BatchNorm(Struct, frozen=True):
 
     scale: Float32
     shift: Float32
+
+    @classmethod
+    def of(cls, module: Mapping[str, Float32]) -> "BatchNorm":
+        """Return the layer of a module's float32 weight, bias, running_mean and running_var."""
+        scale: Float32 = module["weight"] / np.sqrt(module["running_var"] + EPSILON)
+        return cls(scale, module["bias"] - module["running_mean"] * scale)
 
     def __call__(self, x: Float32) -> Float32:
         return x * self.scale + self.shift
@@ -67,7 +74,7 @@ class LayerNorm(Struct, frozen=True):
 
     @staticmethod
     def _deviation(x: Float32) -> Float32:
-        return np.sqrt(x.var(axis=-1, keepdims=True) + EPSILON)  # type: ignore[no-any-return]
+        return np.sqrt(x.var(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)  # type: ignore[no-any-return]
 
 
 class HardSwish(Struct, frozen=True):

@@ -69,17 +69,22 @@ def test_a_second_signal_ends_at_once(
         assert server.process.wait(SECONDS) == 128 + second
 
 
-@pytest.mark.fault("P07")
-def test_with_64_descriptors_the_surplus_is_refused_and_all_is_well_again(
-    start_server: Callable[..., ServerProcess],
-) -> None:
+def with_64_descriptors(start_server: Callable[..., ServerProcess]) -> ServerProcess:
+    """A ready server of the bears that may have 64 files and connections open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
     try:
         server = start_server(**bears_environment())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    ready(server)
+    return ready(server)
+
+
+@pytest.mark.fault("P07")
+def test_with_64_descriptors_the_surplus_is_refused_and_all_is_well_again(
+    start_server: Callable[..., ServerProcess],
+) -> None:
+    server = with_64_descriptors(start_server)
     with contextlib.ExitStack() as stack:
         for _ in range(100):
             client = stack.enter_context(connect(server))
@@ -101,13 +106,7 @@ def test_clients_that_read_nothing_keep_nobody_out_and_do_not_delay_the_end(
     start_server: Callable[..., ServerProcess],
 ) -> None:
     """Each has sent a thousand requests ahead; the server ends within its drain time, half a minute."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-    try:
-        server = start_server(**bears_environment())
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    ready(server)
+    server = with_64_descriptors(start_server)
     with contextlib.ExitStack() as stack:
         for _ in range(60):
             client = stack.enter_context(connect(server))
