@@ -84,7 +84,7 @@ CODES: Final[Mapping[Code, tuple[int, str]]] = {
     "unknown-label": (400, "The model has no class of this name."),
     "unauthorised": (401, "The request has no API key, or an unknown one."),
     "not-found": (404, "The server has nothing at this address."),
-    "method-not-allowed": (405, "The address does not take this method; the header Allow lists the others."),
+    "method-not-allowed": (405, "The address does not take this method; the header Allow lists its methods."),
     "request-timeout": (408, "The headers or the body arrived too slowly."),
     "payload-too-large": (413, "The upload is larger than `max_upload_mb`."),
     "uri-too-long": (414, "The address is too long."),

@@ -121,7 +121,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     batch_tfms: Annotated[Words, Meta(description="fastai v2's `batch_tfms` as your notebook has it.")] = ""
     ds_tfms: Annotated[
         Words,
-        Meta(description="fastai v1's `ds_tfms` and the arguments behind it, such as size; as `item_tfms`."),
+        Meta(description="fastai v1's `ds_tfms` and the arguments after it, such as size."),
     ] = ""
     transforms: Annotated[
         Words, Meta(description="torchvision's `Compose` for validation; in place of `pipeline`.")
