@@ -1,28 +1,35 @@
 """Counters and timings of a server, for Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from typing import Any, Final
 
-BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
+
+NAMESPACE: Final = "fastai_now"  # the beginning of every name
+BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
 
 class Metrics:
-    """The counters of one server."""
+    """The counters of one server. Those of its process have the names that all programs use (`process_`)."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
-            "requests", "Answers by status and code", ["status", "code"], registry=self._registry
-        )
+        ProcessCollector(registry=self._registry)
+        own: Any = {"namespace": NAMESPACE, "registry": self._registry}
+        self.requests = Counter("requests", "Answers by status and code", ["status", "code"], **own)
         self.seconds = Histogram(
-            "stage_seconds", "Time by stage of a request", ["stage"], registry=self._registry, buckets=BUCKETS
+            "stage_seconds", "Time by stage of a request", ["stage"], buckets=BUCKETS, **own
         )
-
-        self.batches = Histogram(
-            "batch_size", "Photos computed together", registry=self._registry, buckets=(1, 2, 3, 4)
-        )
-        self.in_flight = Gauge("inside", "Photos that wait or are being predicted", registry=self._registry)
-
-        self.model = Info("model", "The model that is served", registry=self._registry)
+        self.batches = Histogram("batch_size", "Photos computed together", buckets=(1, 2, 3, 4), **own)
+        self.in_flight = Gauge("in_flight", "Photos that wait or are being predicted", **own)
+        self.model = Info("model", "The model that is served", **own)
 
     def text(self) -> bytes:
         """Return all metrics in the text exposition format."""

@@ -124,7 +124,7 @@ FAULTS = {
         "L07": ("one client's flood; a forged X-Forwarded-For", "429 `rate-limited`; it is not believed"),
     },
     "The process": {
-        "P01": ("SIGTERM with requests under way", "all are answered, then exit code 0"),
+        "P01": ("SIGTERM with requests under way", "all are answered and announce the close; exit code 0"),
         "P02": ("a second SIGTERM or SIGINT", "the end, at once"),
         "P03": ("kill -9, out of memory", "the host starts it again; it is ready in about a second"),
         "P04": ("read-only files, any user, no HOME, $PORT", "starts"),

@@ -25,6 +25,7 @@ from app.web.problems import TYPE, Problem
 from app.web.strict_h11 import StrictConnection
 
 CODES: Final[dict[int, Code]] = {400: "bad-request", 414: "uri-too-long", 431: "header-too-large"}
+CLOSE: Final = (b"connection", b"close")
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 RESET: Final = struct.pack("ii", 1, 0)  # close with a reset, and drop the bytes that are not sent yet
 RETRY: Final = 5  # seconds after which a refused client may try again
@@ -56,6 +57,7 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
     body_spans = 40  # spans that a body may take; so a large one must come faster
     linger_seconds = 5.0  # for a client to stop sending after a refusal, and to read why
     probe_seconds = 0.5  # between two looks at whether a client that ended its side is still there
+    last_seconds = 1  # while the server shuts down: for an idle client's request that is on its way
 
     open_connections: ClassVar = Connections()
     _turns: ClassVar[deque["DeadlineProtocol"]] = deque()
@@ -73,6 +75,7 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
         self._start = 0  # how far the client was when the current span began
         self._spoiled = False  # no further request can be read from this client
         self._half_closed = False  # the client has ended its side
+        self._draining = False  # the server shuts down
 
     # --- called by asyncio ----------------------------------------------------------------------------------
 
@@ -118,6 +121,7 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
     def handle_events(self) -> None:
         """Handle the received bytes, up to a number of chunks; the rest waits for its turn."""
         super().handle_events()
+        self._announce_close()
         if self.conn.resting:
             self.transport.pause_reading()
             self._turns.append(self)
@@ -131,8 +135,28 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
         self._update()
 
     def shutdown(self) -> None:
-        if not self.transport.is_closing():
-            super().shutdown()
+        """Close after one more answer, which announces it, or soon if the client is idle.
+
+        uvicorn closes idle connections at once, and the others after an answer that does not announce it: a
+        client that uses its connection again loses that request.
+        """
+        if self.transport.is_closing():
+            return
+        self._draining, self.timeout_keep_alive = True, self.last_seconds
+        self._announce_close()
+        if self.cycle is None or self.cycle.response_complete:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.last_seconds, self.timeout_keep_alive_handler
+            )
+
+    def _announce_close(self) -> None:
+        """Have the answer say `Connection: close`, if the server shuts down and the headers are not sent."""
+        if not self._draining or self.cycle is None or self.cycle.response_started:
+            return
+        asked = self.cycle.scope["headers"]
+        if CLOSE not in asked:  # uvicorn answers as if the client had asked for it
+            self.cycle.scope["headers"] = [*asked, CLOSE]
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that h11 refuses with a problem; h11's exception has the status and the reason."""

@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -189,10 +190,14 @@ def test_health_readiness_model_and_metrics_are_told(bears: ServerProcess) -> No
     assert requests.get(f"{bears.url}/readyz", timeout=SECONDS).json() == {"phase": "ready", "percent": 100}
     card = requests.get(f"{bears.url}/model", timeout=SECONDS).json()
     assert (card["architecture"], card["classes"], card["fastai"]) == ("squeezenet1_1", list(BEARS), 1)
+    bears.post(IMAGES[0].read_bytes())
     bears.post(b"no picture")
     metrics = requests.get(f"{bears.url}/metrics", timeout=SECONDS).text
-    assert re.search(r'requests_total\{code="unrecognised-image",status="415"\} \d', metrics)
-    assert 'stage_seconds_count{stage="engine"}' in metrics
+    assert re.search(r'fastai_now_requests_total\{code="unrecognised-image",status="415"\} \d', metrics)
+    assert 'fastai_now_stage_seconds_count{stage="engine"}' in metrics
+    names = set(re.findall(r"^# HELP (\w+)", metrics, re.M))
+    assert {name for name in names if not name.startswith(("fastai_now_", "process_"))} == set()
+    assert "process_resident_memory_bytes" in names or sys.platform != "linux"
 
 
 def test_the_page_and_its_parts_are_sent_with_a_strict_policy(bears: ServerProcess) -> None:

@@ -1,14 +1,20 @@
 """The serving process: its end, its descriptors, and the machines it finds itself on."""
 
 import contextlib
+import http.client
+import itertools
 import os
 import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -51,6 +57,40 @@ def test_sigterm_lets_requests_under_way_be_answered(start_server: Callable[...,
     for client in clients:
         assert read_to_the_end(client).startswith(b"HTTP/1.1 200 ")
         client.close()
+    assert server.process.wait(SECONDS) == 0
+
+
+@pytest.mark.alone
+@pytest.mark.fault("P01")
+def test_sigterm_loses_no_request_of_clients_that_keep_their_connections(
+    start_server: Callable[..., ServerProcess],
+) -> None:
+    """Each client asks again at once, until an answer announces the end of its connection."""
+    server = ready(start_server(**bears_environment()))
+
+    def ask_until_the_last(path: str, pause: float) -> int:
+        client = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=SECONDS)
+        for count in itertools.count(1):
+            client.request(
+                "POST" if path == "/analyze" else "GET", path, SMALL, {"content-type": "image/jpeg"}
+            )
+            answer = client.getresponse()
+            assert (answer.status, bool(answer.read())) == (200, True)
+            if answer.getheader("connection") == "close":
+                return count
+            going.release()
+            time.sleep(pause)
+        raise AssertionError
+
+    going = threading.Semaphore(0)
+    with ThreadPoolExecutor(4) as pool:
+        # the last two are mostly idle when the signal comes
+        ways = [("/analyze", 0.0), ("/analyze", 0.0), ("/healthz", 0.05), ("/analyze", 0.1)]
+        counts = [pool.submit(ask_until_the_last, *way) for way in ways]
+        for _ in range(20):
+            assert going.acquire(timeout=SECONDS)
+        server.process.send_signal(signal.SIGTERM)
+        assert sum(count.result(SECONDS) for count in counts) > 20
     assert server.process.wait(SECONDS) == 0
 
 
