@@ -69,10 +69,10 @@ def kinds(module: Call) -> set[str]:
     return {str(found.callee) for _, found in _modules(module)}
 
 
-def kinds_of(module: Call, parts: Collection[str]) -> dict[str, str]:
-    """Return the classes of the modules in some parts of a tree, by their names in it, in its order."""
-    found = {prefix.rstrip("."): each.name for prefix, each in _modules(module)}
-    return {name: kind for name, kind in found.items() if name.partition(".")[0] in parts}
+def modules_of(module: Call, parts: Collection[str]) -> dict[str, Call]:
+    """Return the modules in some parts of a tree, by their names in it, in its order."""
+    found = {prefix.rstrip("."): each for prefix, each in _modules(module)}
+    return {name: each for name, each in found.items() if name.partition(".")[0] in parts}
 
 
 def strange_modules(module: Call, architecture: str) -> set[str]:

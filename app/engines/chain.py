@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from app.checkpoints.records import Call
 from app.engines.layers import (
     GELU,
     BatchNorm,
@@ -23,7 +24,7 @@ from app.engines.layers import (
     Tanh,
 )
 from app.errors import ActivationUnknown, CheckpointError
-from app.graphs.graph import COUNTER
+from app.graphs.graph import COUNTER, EPSILON
 from app.types import Array, Arrays
 
 ACTIVATIONS: Final[Mapping[str, tuple[Layer, ...]]] = {
@@ -39,6 +40,12 @@ CLASSES: Final = {  # of torch, by the name of the activation
     "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Tanh": "tanh", "Hardswish": "hardswish",
     "LeakyReLU": "leaky_relu",
 }  # fmt: skip
+# torch's own options of modules, where others change the numbers.
+OPTIONS: Final[Mapping[str, Mapping[str, object]]] = {
+    "BatchNorm1d": {"eps": 1e-5},
+    "GELU": {"approximate": "none"},
+    "LeakyReLU": {"negative_slope": 0.01},
+}
 # Modules that change nothing at inference, that pool before the chain, or are the softmax behind it.
 IGNORED: Final = frozenset(
     "Sequential LinBnDrop Dropout Identity Flatten AdaptiveAvgPool2d LogSoftmax Softmax".split()
@@ -47,25 +54,26 @@ IGNORED: Final = frozenset(
 CONCAT: Final = ("AdaptiveConcatPool2d", "AdaptiveMaxPool2d")
 
 
-def read_chain(arrays: Arrays, kinds: Mapping[str, str], activation: str) -> tuple[Layer, ...]:
+def read_chain(arrays: Arrays, modules: Mapping[str, Call], activation: str) -> tuple[Layer, ...]:
     """Return the layers of a head of these arrays, which are its own alone.
 
-    `kinds` are the classes of its modules by name, in order, if the file has them; `activation` is the one
-    between its linear layers, "auto" if it is not known. Raises CheckpointError where the chain is not
-    understood, or depends on an activation that is not known.
+    `modules` are its modules by name, in order, if the file has them; `activation` is the one between its
+    linear layers, "auto" if it is not known. Raises CheckpointError where the chain is not understood, or
+    depends on an activation that is not known.
     """
-    modules = _modules(arrays)
-    if kinds:
-        if CONCAT[1] in kinds.values() and CONCAT[0] not in kinds.values():
+    tensors = _by_module(arrays)
+    if modules:
+        kinds = {module.name for module in modules.values()}
+        if CONCAT[1] in kinds and CONCAT[0] not in kinds:
             raise CheckpointError("The head pools the maximum alone, which is not understood.")
-        layers = [layer for name, kind in kinds.items() for layer in _of_module(name, kind, modules)]
+        layers = [layer for name, module in modules.items() for layer in _of_module(name, module, tensors)]
     else:
-        layers = _of_weights(modules, activation)
+        layers = _of_weights(tensors, activation)
     check_widths(layers)
     return tuple(layers)
 
 
-def _modules(arrays: Arrays) -> dict[str, Arrays]:
+def _by_module(arrays: Arrays) -> dict[str, Arrays]:
     """Return the tensors by module: numbered modules in the order of their numbers, others as in the file."""
     modules: dict[str, dict[str, Array]] = {}
     for name, array in arrays.items():
@@ -77,14 +85,27 @@ def _modules(arrays: Arrays) -> dict[str, Arrays]:
     return dict(modules)
 
 
-def _of_module(name: str, kind: str, modules: Mapping[str, Arrays]) -> tuple[Layer, ...]:
-    if name in modules:
-        return (_layer(name, modules[name]),)
-    if kind in CLASSES:
+def _of_module(name: str, module: Call, tensors: Mapping[str, Arrays]) -> tuple[Layer, ...]:
+    kind = module.name
+    if name in tensors:
+        return (_layer(name, tensors[name], epsilon_of(module, float(EPSILON))),)
+    if kind in CLASSES and is_usual(module):
         return ACTIVATIONS[CLASSES[kind]]
     if kind in IGNORED or kind in CONCAT:
         return ()
-    raise CheckpointError(f"The head has a module {kind[:80]}, which is not understood.")
+    options = "" if is_usual(module) else " with other options than torch's defaults"
+    raise CheckpointError(f"The head has a module {kind[:80]}{options}, which is not understood.")
+
+
+def epsilon_of(module: Call | None, default: float) -> float:
+    """Return the number that a norm adds to the variance: the module's, if there is one."""
+    epsilon = module.get("eps") if module else None
+    return epsilon if isinstance(epsilon, float) and 0 < epsilon < 1 else default
+
+
+def is_usual(module: Call) -> bool:
+    """Tell whether a module has torch's own options."""
+    return all(module.get(name, usual) == usual for name, usual in OPTIONS.get(module.name, {}).items())
 
 
 def _of_weights(modules: Mapping[str, Arrays], activation: str) -> list[Layer]:
@@ -118,7 +139,7 @@ def _has_room(before: str, after: str) -> bool:
     return int(second) - int(first) > 1
 
 
-def _layer(name: str, tensors: Arrays) -> Layer:
+def _layer(name: str, tensors: Arrays, epsilon: float = float(EPSILON)) -> Layer:
     """Return the layer of a module's tensors. Raises CheckpointError for any but Linear and the two norms."""
     arrays = {key: np.require(array, np.float32, ["C", "ALIGNED"]) for key, array in tensors.items()}
     weight = np.atleast_1d(arrays.get("weight", np.empty(0, np.float32)))
@@ -132,9 +153,9 @@ def _layer(name: str, tensors: Arrays) -> Layer:
     shapes = {array.shape for array in arrays.values()}
     if weight.ndim == 1 and weight.size and shapes == {weight.shape}:
         if arrays.keys() == {"weight", "bias", "running_mean", "running_var"}:
-            return BatchNorm.of(arrays)
+            return BatchNorm.of(arrays, epsilon)
         if arrays.keys() == {"weight", "bias"}:
-            return LayerNorm(weight, arrays["bias"])
+            return LayerNorm(weight, arrays["bias"], epsilon)
     found = ", ".join(f"{key} {array.shape}" for key, array in list(arrays.items())[:4])
     raise CheckpointError(f"The head has a layer {name[:80]} that is not understood ({found}).")
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 from PIL import Image
 
-from app.checkpoints.module_tree import kinds_of
+from app.checkpoints.module_tree import modules_of
 from app.checkpoints.records import Call
 from app.engines.head import Head, read_head
 from app.graphs.graph import Graph, channels_of
@@ -113,8 +113,8 @@ def fitted(
     """
     renamed = graph.rename(arrays)
     parts = {name.partition(".")[0] for name in renamed if not name.startswith("0.")}
-    kinds = kinds_of(module, parts) if module else None
-    head = read_head(renamed, graph.channels, graph.head, kinds, activation)
+    modules = modules_of(module, parts) if module else None
+    head = read_head(renamed, graph.channels, graph.head, modules, activation)
     return Network(graph, renamed, head, channels or channels_of(arrays))
 
 

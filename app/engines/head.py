@@ -14,13 +14,15 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.engines.chain import check_widths, read_chain, sides
+from app.checkpoints.records import Call
+from app.engines.chain import check_widths, epsilon_of, is_usual, read_chain, sides
 from app.engines.layers import BatchNorm, HardSwish, Layer, LayerNorm, Linear, ReLU
 from app.errors import ActivationUnknown, CheckpointError
 from app.graphs.graph import COUNTER, WHOLE
 from app.types import Array, Arrays, Float32
 
 MODULES: Final = ({"weight", "bias", "running_mean", "running_var"}, {"weight", "bias"}, {"weight"})
+OWN_EPSILON: Final = 1e-6  # of the LayerNorm that torchvision and timm put before convnext's linear layer
 UNKNOWN_HEAD: Final = (
     "save the model as ONNX with torch.onnx.export, which holds its head, and deploy that file"
 )
@@ -121,13 +123,13 @@ def read_head(
     arrays: Arrays,
     channels: int,
     own: Sequence[str] = (),
-    kinds: Mapping[str, str] | None = None,
+    modules: Mapping[str, Call] | None = None,
     activation: str = "auto",
 ) -> Head:
     """Read the head of a state dict whose body has `channels` channels and names that begin with "0.".
 
     That is fastai's `create_head` ("1.<index>.<name>"), the one of the body's library, in the steps `own`, or
-    a chain of layers, for which `kinds` and `activation` are. Raises CheckpointError for any other.
+    a chain of layers, for which `modules` and `activation` are. Raises CheckpointError for any other.
     """
     if tuple(own) == WHOLE:
         return Head((), "none", channels, 0)
@@ -136,20 +138,21 @@ def read_head(
             "The file has the body of a network, but no head behind it, as for embeddings: deploy the file "
             "of the whole classifier."
         )
-    kinds = kinds if kinds and activation == "auto" else {}
-    usual = set(kinds.values()) <= USUAL
+    modules = modules if modules and activation == "auto" else {}
+    usual = all(module.name in USUAL and is_usual(module) for module in modules.values())
+    if not usual:
+        head = _chain_head(arrays, channels, own, modules, activation)
+        return _of_two_classes(head) if head.outputs == 1 else head
     try:
-        if not usual:
-            raise CheckpointError("The head has other modules than the usual ones.")
         if not own or any(name.startswith("1.") for name in arrays):
             head = _fastai_head(arrays, channels)
         else:
-            head = _own_head(arrays, channels, own, kinds, activation)
+            head = _own_head(arrays, channels, own, modules, activation)
     except ActivationUnknown:
         raise
     except CheckpointError as error:
         try:
-            head = _chain_head(arrays, channels, own, kinds, activation)
+            head = _chain_head(arrays, channels, own, modules, activation)
         except ActivationUnknown:
             raise
         except CheckpointError:
@@ -170,13 +173,13 @@ def _of_two_classes(head: Head) -> Head:
 
 
 def _chain_head(
-    arrays: Arrays, channels: int, own: Sequence[str], kinds: Mapping[str, str], activation: str
+    arrays: Arrays, channels: int, own: Sequence[str], modules: Mapping[str, Call], activation: str
 ) -> Head:
     """Read a head as a chain of layers behind the pooling of fastai, or of the steps `own`."""
-    if activation == "auto" and not kinds:  # what is asked for must help
-        _chain_head(arrays, channels, own, kinds, "none")
+    if activation == "auto" and not modules:  # what is asked for must help
+        _chain_head(arrays, channels, own, modules, "none")
     fastai = {name: array for name, array in arrays.items() if name.startswith("1.")}
-    layers = read_chain(fastai or _outside_body(arrays), kinds, activation)
+    layers = read_chain(fastai or _outside_body(arrays), modules, activation)
     linear = [layer for layer in layers if isinstance(layer, Linear)]
     if not linear:
         raise CheckpointError(f"The file has no linear layer behind its body: {UNKNOWN_HEAD}.")
@@ -234,7 +237,7 @@ def _fastai_head(arrays: Arrays, channels: int) -> Head:
 
 
 def _own_head(
-    arrays: Arrays, channels: int, steps: Sequence[str], kinds: Mapping[str, str], activation: str
+    arrays: Arrays, channels: int, steps: Sequence[str], modules: Mapping[str, Call], activation: str
 ) -> Head:
     """Read the head of a library's own model. Its steps are "relu", "hardswish", "average <grid>", and
     "linear" or "norm" with the name of a module. In place of a linear layer there may be a chain.
@@ -255,7 +258,7 @@ def _own_head(
             rest = {name: array for name, array in rest.items() if name not in inner}
             weight, bias = (arrays.get(f"{argument}.{name}") for name in ("weight", "bias"))
             if weight is None and inner and kind == "linear":
-                below = {name: each for name, each in kinds.items() if name.startswith(f"{argument}.")}
+                below = {name: each for name, each in modules.items() if name.startswith(f"{argument}.")}
                 layers += read_chain(inner, below, activation)
                 width = outputs = len([each for each in layers if isinstance(each, Linear)][-1].weight)
                 continue
@@ -273,7 +276,8 @@ def _own_head(
                     f"before give {width} numbers: {UNKNOWN_HEAD}."
                 )
             if kind == "norm":
-                layers.append(LayerNorm(_float32(weight), _float32(bias)))
+                epsilon = epsilon_of(modules.get(argument), OWN_EPSILON)
+                layers.append(LayerNorm(_float32(weight), _float32(bias), epsilon))
             else:
                 layers.append(_linear({"weight": weight.reshape(-1, width), "bias": bias}, relu=False))
             width = outputs = len(weight)

@@ -11,7 +11,6 @@ import numpy as np
 from app.engines.head import Head
 from app.engines.layers import (
     GELU,
-    LAYER_NORM_EPSILON,
     SLOPE,
     BatchNorm,
     HardSwish,
@@ -72,7 +71,7 @@ class _Writer:
                 case Linear():
                     x = self.add("Gemm", [x, layer.weight, layer.bias], transB=1)
                 case LayerNorm():
-                    epsilon = float(LAYER_NORM_EPSILON)
+                    epsilon = layer.epsilon
                     x = self.add("LayerNormalization", [x, layer.weight, layer.bias], axis=1, epsilon=epsilon)
                 case SiLU():
                     x = self.add("Mul", [x, self.add("Sigmoid", [x])])

@@ -12,7 +12,6 @@ from msgspec import Struct
 from app.graphs.graph import EPSILON
 from app.types import Float32
 
-LAYER_NORM_EPSILON: Final = np.float32(1e-6)  # in convnext, torchvision's and timm's
 SLOPE: Final = np.float32(0.01)
 ERF: Final = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -24,9 +23,9 @@ class BatchNorm(Struct, frozen=True):
     shift: Float32
 
     @classmethod
-    def of(cls, module: Mapping[str, Float32]) -> "BatchNorm":
+    def of(cls, module: Mapping[str, Float32], epsilon: float = float(EPSILON)) -> "BatchNorm":
         """Return the layer of a module's float32 weight, bias, running_mean and running_var."""
-        scale: Float32 = module["weight"] / np.sqrt(module["running_var"] + EPSILON)
+        scale: Float32 = module["weight"] / np.sqrt(module["running_var"] + np.float32(epsilon))
         return cls(scale, module["bias"] - module["running_mean"] * scale)
 
     def __call__(self, x: Float32) -> Float32:
@@ -59,6 +58,7 @@ class LayerNorm(Struct, frozen=True):
 
     weight: Float32
     bias: Float32
+    epsilon: float = float(EPSILON)  # torch.nn.LayerNorm's default too
 
     def __call__(self, x: Float32) -> Float32:
         return self._normal(x) * self.weight + self.bias
@@ -72,9 +72,8 @@ class LayerNorm(Struct, frozen=True):
     def _normal(self, x: Float32) -> Float32:
         return (x - x.mean(axis=-1, keepdims=True)) / self._deviation(x)  # type: ignore[no-any-return]
 
-    @staticmethod
-    def _deviation(x: Float32) -> Float32:
-        return np.sqrt(x.var(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)  # type: ignore[no-any-return]
+    def _deviation(self, x: Float32) -> Float32:
+        return np.sqrt(x.var(axis=-1, keepdims=True) + np.float32(self.epsilon))  # type: ignore[no-any-return]
 
 
 class HardSwish(Struct, frozen=True):

@@ -121,6 +121,31 @@ def test_every_activation_is_computed_as_torch_does(activation: str, tmp_path: P
     np.testing.assert_allclose(network.head.gradient(pooled, 1), x.grad.numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-3])
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.BatchNorm1d])
+def test_a_norm_divides_by_torch_s_epsilon_or_by_that_of_an_export(
+    norm: Any, epsilon: float, tmp_path: Path, vision: Any
+) -> None:
+    model = trained(resnet_with(nn.Sequential(norm(512, eps=epsilon), nn.Linear(512, 3))))
+    faint = 1e-3 * torch.randn(2, 512)  # whose variance is below either epsilon
+    if norm is nn.BatchNorm1d:
+        model.fc[0].running_var.fill_(1e-6)  # type: ignore[index, union-attr]
+    with torch.no_grad():
+        expected = model.fc(faint).numpy()  # type: ignore[operator]
+    saved = [model] if epsilon != 1e-5 else [model, model.state_dict()]
+    for each in saved:
+        found = read(each, tmp_path).head.logits(faint.numpy())
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU("tanh"), nn.LeakyReLU(0.2)])
+def test_an_activation_with_other_options_is_not_taken_for_the_usual_one(
+    activation: nn.Module, tmp_path: Path, vision: Any
+) -> None:
+    with pytest.raises(CheckpointError, match="with other options than torch's defaults"):
+        read(trained(resnet_with(HEADS["numbered"](activation))), tmp_path)
+
+
 def others(name: str) -> nn.Module:
     import torchvision.models as models
 
