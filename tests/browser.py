@@ -60,6 +60,18 @@ def choose(page: Any, file: Any) -> None:
     page.locator("#file").set_input_files(file)
 
 
+def wait_until(page: Any, condition: str, argument: Any = None) -> None:
+    """Wait for a function of JavaScript to return true.
+
+    Playwright's own wait_for_function evaluates text at every poll, which the page's policy forbids.
+    """
+    page.evaluate(
+        f"(argument) => new Promise((done) => {{ const look = async () => ((await ({condition})(argument))"
+        " ? done() : requestAnimationFrame(look)); look(); })",
+        argument,
+    )
+
+
 def in_state(page: Any, state: str) -> None:
     page.locator(f"body[data-state={state}]").wait_for()
 

@@ -33,6 +33,7 @@ from tests.browser import (
     refuse,
     several,
     share,
+    wait_until,
     waiting,
     why,
     working,
@@ -122,6 +123,19 @@ def test_a_chosen_photo_is_shown_with_its_answer(
     assert page.evaluate(NO_SCROLL)
     page.get_by_text("Show all 10 classes").click()
     assert page.locator("#answer li:visible").count() == 9
+
+
+def test_a_photo_chosen_before_the_script_has_loaded_is_answered(
+    open_page: Callable[..., Any], demo: ServerProcess
+) -> None:
+    page = open_page()
+    held: list[Any] = []
+    page.route("**/app.js", lambda route: held.append(route))
+    with page.expect_request("**/app.js"):
+        page.goto(demo.url, wait_until="commit")
+    choose(page, SAMPLES / "hat.jpg")
+    held[0].continue_()
+    assert headline(page) == "hat"
 
 
 def test_a_photo_may_be_dropped_anywhere(open_page: Callable[..., Any], demo: ServerProcess) -> None:
@@ -318,7 +332,7 @@ def test_the_answer_follows_the_camera_and_one_frame_at_a_time_is_sent(
     live(page, demo.url)
     answered = page.locator("#scores")
     before = answered.inner_text()
-    page.wait_for_function("before => document.getElementById('scores').innerText !== before", arg=before)
+    wait_until(page, "before => document.getElementById('scores').innerText !== before", before)
     assert in_first_screen(page, "#frame", "#result", "#scores", "[data-do=keep]", "#pick [data-do=cancel]")
     held: list[Any] = []
     page.route("**/analyze", lambda route: held.append(route))
@@ -400,7 +414,7 @@ def test_an_answer_is_shared_as_a_picture_or_a_link(
     dialog.get_by_role("button", name="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == f"{demo.url}/"
     dialog.get_by_role("button", name="Copy picture").click()
-    page.wait_for_function("async () => (await navigator.clipboard.read())[0].types.includes('image/png')")
+    wait_until(page, "async () => (await navigator.clipboard.read())[0].types.includes('image/png')")
     dialog.get_by_role("button", name="Share").click()
     kind, url, text = page.evaluate("shared")
     assert (kind, url) == ("image/jpeg", f"{demo.url}/") and text.startswith("shoes, 9")
@@ -418,7 +432,7 @@ def test_back_and_reload_show_the_last_answers(open_page: Callable[..., Any], de
     for name in ("hat", "shoes"):
         choose(page, SAMPLES / f"{name}.jpg")
         page.locator("#result", has_text=name).wait_for()
-        page.wait_for_function("history.state !== null")
+        wait_until(page, "() => history.state !== null")
     page.go_back()
     page.locator("#result", has_text="hat").wait_for()
     page.reload()
@@ -435,7 +449,7 @@ def test_the_last_answers_are_forgotten_when_asked(
 ) -> None:
     page = open_page()
     answer(page, demo.url)
-    page.wait_for_function("history.state !== null")
+    wait_until(page, "() => history.state !== null")
     page.get_by_text("kept in this browser only").wait_for()
     page.get_by_role("button", name="Forget them").click()
     in_state(page, "idle")

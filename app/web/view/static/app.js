@@ -253,11 +253,14 @@ async function drop({ items, files }) {
 document.querySelector("[data-do=live]").classList.toggle("gone", !navigator.mediaDevices); // not over plain http
 find("file").multiple = true; // the form itself sends one
 
+function takeFrom(input) {
+  if (input.files.length) take([...input.files]);
+  input.value = ""; // so that the same photo can be chosen again
+}
+
 for (const input of [find("file"), find("camera")]) {
-  input.addEventListener("change", () => {
-    if (input.files.length) take([...input.files]);
-    input.value = ""; // so that the same photo can be chosen again
-  });
+  input.addEventListener("change", () => takeFrom(input));
+  takeFrom(input); // a photo may be chosen before this script has loaded
 }
 
 document.addEventListener("dragover", (event) => {
