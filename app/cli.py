@@ -10,7 +10,8 @@ from pathlib import Path
 
 from app.errors import StartupError
 from app.logs import open_standard_streams
-from app.settings import DEMO, SETTINGS_FILE, load_settings
+from app.settings import DEMO
+from app.settings_file import SETTINGS_FILE, load_settings
 
 
 def main(arguments: list[str] | None = None) -> int:

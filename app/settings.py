@@ -1,35 +1,26 @@
-"""The settings: one frozen object, read and checked once, from settings.toml and APP_ variables."""
+"""The settings: one frozen object, checked once."""
 
-import difflib
 import ipaddress
 import math
-import os
 import typing
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 from app.errors import SettingsError
-from app.fetching.links import is_url
 from app.logs import LogFormat
 from app.photos.decode import Exif
 from app.photos.resample import PadMode
 from app.photos.steps import ResizeMethod
 from app.photos.transforms import IMAGENET_MEAN, IMAGENET_STD, PipelineName
-from app.toml_file import read_toml
 
-SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
 MODELS: Final = Path(__file__).parent / "models"  # the demo, and the cache of downloads
 DEMO: Final = MODELS / "stage-2.pth"  # the checkpoint of the shipped settings.toml
 # the values of the setting `engine`, and the module of app/engines that each one imports
 ENGINES: Final = {"auto": "onnx_runtime", "fastai": "learner"}
-PREFIX: Final = "APP_"
 ORIGIN: Final = r"^(\*|https?://[^/\s]+)$"
-RENAMED: Final = {"exact": "write jpeg_downscale = true for exact = false"}
 Channels = Annotated[tuple[float, ...], Meta(min_length=1, max_length=3)]
 PrecisionName = Literal["float32", "auto", "int8"]
 Words = Annotated[str, Meta(max_length=2000)]  # of a notebook
@@ -225,7 +216,6 @@ class Settings(Struct, frozen=True, kw_only=True):
         return name in self.explicit or getattr(self, name) != DEFAULTS[name]
 
 
-SIDES: Final = ("image_size", "presize")
 PLACES: Final = ("model_url", "proof_url", "samples")  # links or paths
 HINTS: Final = {
     name: hint
@@ -234,83 +224,6 @@ HINTS: Final = {
 }
 
 DEFAULTS: Final = {field.name: field.default for field in fields(Settings)}
-
-
-def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = os.environ) -> Settings:
-    """Read the settings: the environment overrides the file, and the file the defaults.
-
-    Raises SettingsError with the name of the setting, its value and the expected values.
-    """
-    values = read_toml(file)
-    for name in values:
-        _check_known(name, f"in {file.name}", required=True)
-    _place(values, file.resolve().parent)
-
-    overrides: dict[str, Any] = {}
-    texts: dict[str, str] = {}
-    for variable, text in environment.items():
-        name = variable.removeprefix(PREFIX).lower()
-        if (
-            text
-            and variable.startswith(PREFIX)
-            and _check_known(name, f"in the variable {variable}", required=False)
-        ):
-            texts[name], overrides[name] = text, _split(name, text)
-    _place(overrides, Path.cwd())
-
-    try:
-        explicit = {"explicit": list(values | overrides)}
-        settings = msgspec.convert(_square(values | overrides) | explicit, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise SettingsError(_sentence(error, values | texts, file, texts.keys())) from error
-    check(settings)
-    return settings
-
-
-def _check_known(name: str, where: str, *, required: bool) -> bool:
-    """Return whether a setting has this name. Raises SettingsError if one must, or has a similar one."""
-    if name in HINTS:
-        return True
-    if name in RENAMED:
-        raise SettingsError(f"The setting '{name}' {where} has a new name: {RENAMED[name]}.")
-    alike = difflib.get_close_matches(name, HINTS, 1, 0.6 if required else 0.85)
-    if not (required or alike):
-        return False  # APP_ENV, APP_NAME: hosts set such variables too
-    hint = f"Did you mean '{alike[0]}'?" if alike else f"There are {', '.join(HINTS)}."
-    raise SettingsError(f"Unknown setting '{name}' {where}. {hint}")
-
-
-def _split(name: str, text: str) -> str | list[str]:
-    """Return the text of a variable, or its items if the setting is a list."""
-    is_list = typing.get_origin(typing.get_args(HINTS[name])[0]) is tuple
-    return [part.strip() for part in text.split(",")] if is_list else text
-
-
-def _square(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with every single side of a size doubled."""
-    both = {name: [value] for name, value in values.items() if name in SIDES and not isinstance(value, list)}
-    sides = {**values, **both}
-    return sides | {name: sides[name] * 2 for name in SIDES if name in sides and len(sides[name]) == 1}
-
-
-def _place(values: dict[str, Any], folder: Path) -> None:
-    """Make the paths among the values absolute; they are relative to `folder`."""
-    for name in PLACES:
-        url = values.get(name)
-        if isinstance(url, str) and url and not is_url(url):
-            values[name] = str(folder / os.path.expanduser(url))
-
-
-def _sentence(
-    error: Exception, values: dict[str, Any], file: Path, overridden: typing.Collection[str]
-) -> str:
-    """Return msgspec's "Expected `int` >= 32 - at `$.image_size`" with the setting and its value first."""
-    expected, _, path = str(error).partition(" - at `$.")
-    if not path:  # a required field is missing
-        return f"{file.name}: {expected}."
-    name = path.rstrip("`").partition("[")[0]
-    source = f"The variable {PREFIX}{name.upper()}" if name in overridden else f"{name} in {file.name}"
-    return f"{source} is {values[name]!r}. {expected}."
 
 
 def check(settings: Settings) -> None:

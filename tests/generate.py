@@ -26,7 +26,8 @@ from app.engines.grad_cam import Explanation
 from app.errors import CODES
 from app.serving.card import ModelCard
 from app.serving.predictor import Prediction
-from app.settings import DEFAULTS, ENGINES, HINTS, SETTINGS_FILE
+from app.settings import DEFAULTS, ENGINES, HINTS
+from app.settings_file import SETTINGS_FILE
 from app.web.analysis import Failure
 from tests import faults, support
 

@@ -18,7 +18,7 @@ from PIL import Image
 from app.checkpoints.reader import read_checkpoint
 from app.serving.pixels import choose_pixels
 from app.serving.recognize import recognize
-from app.settings import load_settings
+from app.settings_file import load_settings
 from tests.conftest import DATA, ROOT, SECONDS, ServerProcess
 
 pytestmark = pytest.mark.torch

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from app.commands.now import stage
-from app.settings import load_settings
+from app.settings_file import load_settings
 from tests.conftest import BEARS, ROOT, V1_CHECKPOINT, bears_environment
 from tests.containers import (
     BASE,

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from app.commands.now import as_toml
 from app.errors import SettingsError
-from app.settings import DEMO, HINTS, SETTINGS_FILE, Settings, load_settings
+from app.settings import DEMO, HINTS, Settings
+from app.settings_file import SETTINGS_FILE, load_settings
 
 TWO_LINES = 'model_url = "https://example.org/stage-2.pth"\nclasses = ["cat", "dog"]\n'
 

@@ -21,7 +21,8 @@ from app.metrics import Metrics
 from app.progress import show_progress
 from app.serving.opening import open_model
 from app.serving.predictor import Prediction, Predictor
-from app.settings import Settings, load_settings
+from app.settings import Settings
+from app.settings_file import load_settings
 from app.types import Float32
 
 # of the calibration error, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"

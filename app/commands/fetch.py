@@ -6,7 +6,8 @@ import asyncio
 from app.progress import show_progress
 from app.serving.card import ModelCard
 from app.serving.opening import open_model
-from app.settings import Settings, load_settings
+from app.settings import Settings
+from app.settings_file import load_settings
 
 
 def run(options: argparse.Namespace) -> int:

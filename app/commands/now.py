@@ -21,7 +21,8 @@ from msgspec.structs import replace
 from app.commands.fetch import opened
 from app.errors import DeployError, SettingsError, ToolMissing
 from app.fetching.links import is_url
-from app.settings import DEFAULTS, HINTS, PLACES, SETTINGS_FILE, Settings, load_settings
+from app.settings import DEFAULTS, HINTS, PLACES, Settings
+from app.settings_file import SETTINGS_FILE, load_settings
 
 APP: Final = SETTINGS_FILE.parent
 ROOT: Final = APP.parent

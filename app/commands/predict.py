@@ -12,7 +12,7 @@ from app.metrics import Metrics
 from app.progress import show_progress
 from app.serving.opening import open_model
 from app.serving.predictor import Predictor
-from app.settings import load_settings
+from app.settings_file import load_settings
 
 
 def run(options: argparse.Namespace) -> int:

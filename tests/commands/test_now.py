@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from app.commands.now import stage
-from app.settings import load_settings
+from app.settings_file import load_settings
 from tests.conftest import (
     BEARS,
     IMAGES,

@@ -19,7 +19,8 @@ from app.checkpoints.records import Call, Global
 from app.errors import CheckpointError, ClassesMismatch, SettingsError
 from app.photos.decode import decode
 from app.serving.resolve import Recipe, resolve
-from app.settings import Settings, load_settings
+from app.settings import Settings
+from app.settings_file import load_settings
 from tests.conftest import BEARS, DATA, IMAGES, SECONDS, V1_CHECKPOINT, ServerProcess, named, run_app
 from tests.serving.test_predictor import ask, opened
 

@@ -19,7 +19,8 @@ from app.serving.card import ModelCard, Pixels
 from app.serving.precision import Precision
 from app.serving.predictor import Prediction, Score
 from app.serving.proof import ProofResult
-from app.settings import DEMO, HINTS, Settings, load_settings
+from app.settings import DEMO, HINTS, Settings
+from app.settings_file import load_settings
 from app.web.languages import choose_language, load_texts
 from app.web.pages import VIEW, Pages
 from app.web.preview import frame_origins
