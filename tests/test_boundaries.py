@@ -16,6 +16,7 @@ FLOORS = (  # highest first; packages and modules on one floor do not import eac
     ("cli", "server"),
     ("commands", "web"),
     ("serving",),
+    ("settings_file",),
     ("engines",),
     ("graphs", "settings"),
     ("checkpoints", "fetching", "photos"),
