@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve the page and POST /analyze")
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all addresses (default: %(default)s)")
     serve.add_argument(
-        "--port", type=int, default=os.environ.get("PORT", "8080"), help="default: $PORT or 8080"
+        "--port", type=_port, default=os.environ.get("PORT", "8080"), help="default: $PORT or 8080"
     )
 
     now = commands.add_parser("now", help="put it online with Vercel")
@@ -85,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     for command in (serve, now, predict, check, fetch):
         command.add_argument("--settings", type=Path, default=SETTINGS_FILE, metavar="FILE")
     return parser
+
+
+def _port(text: str) -> int:
+    """Return the number of a port; 0 is any that is free. Raises ArgumentTypeError."""
+    if not (text.isdecimal() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a number from 0 to 65535")
+    return int(text)
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import msgspec
 
+from app.environment import PREFIX, read_variables
 from app.errors import SettingsError
 from app.fetching.links import is_url
 from app.settings import HINTS, PLACES, Settings, check
 from app.toml_file import read_toml
 
 SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
-PREFIX: Final = "APP_"
 SIDES: Final = ("image_size", "presize")
 RENAMED: Final = {"exact": "write jpeg_downscale = true for exact = false"}
 
@@ -30,16 +30,12 @@ def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = o
         _check_known(name, f"in {file.name}", required=True)
     _place(values, file.resolve().parent)
 
-    overrides: dict[str, Any] = {}
-    texts: dict[str, str] = {}
-    for variable, text in environment.items():
-        name = variable.removeprefix(PREFIX).lower()
-        if (
-            text
-            and variable.startswith(PREFIX)
-            and _check_known(name, f"in the variable {variable}", required=False)
-        ):
-            texts[name], overrides[name] = text, _split(name, text)
+    texts = {
+        name: text
+        for name, text in read_variables(environment, HINTS).items()
+        if _check_known(name, f"in the variable {PREFIX}{name.upper()}", required=False)
+    }
+    overrides = {name: _split(name, text) for name, text in texts.items()}
     _place(overrides, Path.cwd())
 
     try:

@@ -50,6 +50,8 @@ SETTINGS_HEAD: Final = """# Settings
 Set them in `app/settings.toml` or as environment variables `APP_<NAME>`. A variable overrides the file,
 and the file overrides the default. A variable separates the items of a list by commas: `APP_CLASSES=cat,dog`.
 Paths in the file are relative to its folder; paths in a variable are relative to the working directory.
+`APP_<NAME>_FILE` names a file with the value, as Docker and Kubernetes mount secrets; a list has an item on
+each line: `APP_API_KEYS_FILE=/run/secrets/keys`.
 """
 
 TOML_HEAD: Final = """# The one file to edit. As it is, it serves the demo: ten kinds of garment.

@@ -22,7 +22,7 @@ FLOORS = (  # highest first; packages and modules on one floor do not import eac
     ("checkpoints", "fetching", "photos"),
     ("logs",),
     ("progress",),
-    ("toml_file",),
+    ("environment", "toml_file"),
     ("cpus", "errors", "memory", "metrics", "types"),
 )
 FLOOR = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}

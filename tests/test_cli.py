@@ -77,9 +77,30 @@ def test_sigterm_ends_the_server_with_exit_code_0(start_server: Callable[..., Se
 
 
 def test_a_port_that_is_taken_is_an_error(bears: ServerProcess) -> None:
-    ended = run_app("serve", "--port", bears.url.rpartition(":")[2], **bears_environment())
-    assert ended.returncode != 0
-    assert "address already in use" in ended.stderr
+    port = bears.url.rpartition(":")[2]
+    ended = run_app("serve", "--port", port, **bears_environment())
+    assert ended.returncode == 1
+    said = ended.stderr.splitlines()[-1]
+    assert said.startswith(f"error: Port {port} is in use: another program listens there")
+    assert f"--port {int(port) + 1} " in said
+    assert "Errno" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--host", "192.0.2.1", "--port", "0"], 1, "--host is 192.0.2.1, which is not an address of this"),
+        (["--host", "nowhere.invalid", "--port", "0"], 1, "--host is nowhere.invalid, which is not an"),
+        (["--port", "70000"], 2, "'70000' is not a port, a number from 0 to 65535"),
+        (["--port", "http"], 2, "'http' is not a port"),
+    ],
+)
+def test_an_address_where_nobody_can_listen_is_named(arguments: list[str], code: int, sentence: str) -> None:
+    ended = run_app("serve", *arguments, **bears_environment())
+    assert ended.returncode == code
+    assert sentence in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
 
 
 def test_the_settings_file_can_be_another_one(tmp_path: Path) -> None:

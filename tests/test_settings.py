@@ -200,3 +200,38 @@ def test_a_path_may_begin_with_the_home_of_the_user(tmp_path: Path, monkeypatch:
     file = tmp_path / "settings.toml"
     file.write_text('model_url = "~/x.pth"\nclasses = ["a", "b"]\n')
     assert load_settings(file, {}).model_url == str(tmp_path / "home" / "x.pth")
+
+
+def test_a_variable_may_name_a_file_as_docker_and_kubernetes_mount_secrets(tmp_path: Path) -> None:
+    path = write(tmp_path, TWO_LINES)
+    secret = tmp_path / "keys"
+    secret.write_bytes(b"\xef\xbb\xbfone-key-of-24-characters\r\nanother-of-24-characters\n\n")
+    settings = load_settings(path, {"APP_API_KEYS_FILE": str(secret)})
+    assert settings.api_keys == ("one-key-of-24-characters", "another-of-24-characters")
+    secret.write_text("https://example.org/other.pth?token=1\n")
+    assert load_settings(path, {"APP_MODEL_URL_FILE": str(secret)}).model_url.endswith("other.pth?token=1")
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "sentence"),
+    [
+        (None, {}, r"APP_API_KEYS_FILE is .*keys, which cannot be read: .*No such file"),
+        (b"\n", {}, r"APP_API_KEYS_FILE is .*keys; a file of 1 to 64000 bytes was expected"),
+        (b"k" * 70_000, {}, "a file of 1 to 64000 bytes was expected"),
+        (b"\xff\xfe", {}, "cannot be read: 'utf-8' codec"),
+        (b"short", {}, "The variable APP_API_KEYS is .*length >= 16"),
+        (
+            b"one-key-of-24-characters",
+            {"APP_API_KEYS": "x" * 24},
+            "APP_API_KEYS_FILE and APP_API_KEYS are both set",
+        ),
+    ],
+)
+def test_a_secret_file_that_cannot_be_used_is_named(
+    content: bytes | None, more: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    secret = tmp_path / "keys"
+    if content is not None:
+        secret.write_bytes(content)
+    with pytest.raises(SettingsError, match=sentence):
+        load_settings(write(tmp_path, TWO_LINES), {"APP_API_KEYS_FILE": str(secret)} | more)

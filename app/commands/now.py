@@ -29,12 +29,17 @@ ROOT: Final = APP.parent
 BESIDE_APP: Final = ("Dockerfile", "requirements.txt", "requirements-serve.txt")
 FREE_PLAN: Final = 100_000_000  # bytes that Vercel's Hobby plan takes from the command line
 ELSEWHERE: Final = "docs/deploy.md names other hosts for the same Dockerfile"
+FLAGS: Final = re.IGNORECASE | re.MULTILINE
 # the output of Vercel's command line when it fails -> the meaning, and the remedy
 REFUSALS: Final = (
     (
+        r"^npm (ERR!|error)",
+        "npx could not bring Vercel's command line, for the reason that npm gives above. Try "
+        "`npm install --global vercel` until it succeeds, then this again.",
+    ),
+    (
         r"credentials|not authenticated|log ?in|token.{0,20}(invalid|not valid)",
-        "You are not logged in to Vercel: run `npx vercel login`, then this again; or try it without an "
-        "account, with `python -m app now -- --temporary`.",
+        "You are not logged in to Vercel: run `npx vercel login`, then this again.",
     ),
     (
         r"\bplan\b|upgrade|payment|billing|permission|forbidden|not available|limit",
@@ -184,8 +189,10 @@ def _run(command: list[str], folder: Path) -> str:
             sys.stderr.flush()
         if code := process.wait():
             said = log.decode(errors="replace")
-            meanings = (meaning for pattern, meaning in REFUSALS if re.search(pattern, said, re.IGNORECASE))
-            raise DeployError(next(meanings, f"Vercel refused, for the reason above; {ELSEWHERE}."), code)
+            meanings = (meaning for pattern, meaning in REFUSALS if re.search(pattern, said, FLAGS))
+            raise DeployError(
+                next(meanings, f"Vercel's command line failed, for the reason above; {ELSEWHERE}."), code
+            )
         output.seek(0)
         return output.read().decode(errors="replace")
 
@@ -200,9 +207,7 @@ def _links(output: str) -> str:
     except (ValueError, LookupError, AttributeError):
         return f"It is online, but the output of Vercel has no link: {output.strip()[:300]!r}"
     lines = ["", url, f"curl -F file=@photo.jpg {url}/analyze"]
-    if claim := deployment.get("claimUrl"):
-        lines.append(f"It belongs to no account yet, and expires unless you claim it: {claim}")
-    elif not production:
+    if not production:
         lines.append(
             "This is a preview, which only you can see, unless you switch off the project's Deployment "
             "Protection. For everybody: python -m app now --prod"

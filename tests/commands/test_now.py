@@ -108,6 +108,19 @@ def test_a_checkpoint_behind_a_link_stays_there(tmp_path: Path) -> None:
     assert load_settings(tmp_path / "staged/app/settings.toml", {}).model_url == url
 
 
+@pytest.mark.parametrize("patterns", [".gcloudignore", ".railwayignore", ".vercelignore"])
+def test_other_hosts_get_the_image_and_a_checkpoint_that_git_ignores(patterns: str, checkout: Path) -> None:
+    """git reads the patterns: these hosts say that theirs have its syntax."""
+    (checkout / "app/models/bears.pth").write_bytes(b"a checkpoint")
+    for junk in ("app/models/junk.download", ".venv/bin/python", "app/__pycache__/cli.pyc", ".env"):
+        (checkout / junk).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / junk).write_text("not for the image")
+    subprocess.run(["git", "init", "--quiet"], cwd=checkout, check=True)
+    command = ["git", "ls-files", "--others", f"--exclude-from={patterns}"]
+    listed = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout
+    assert {*listed.splitlines()} == (intended() - {"vercel.json"}) | {"app/models/bears.pth"}
+
+
 # --- the messages -------------------------------------------------------------------------------------------
 
 
@@ -156,12 +169,9 @@ def test_more_than_the_free_plan_takes_is_said_before_it_is_sent(tmp_path: Path)
     ("prints", "code", "said"),
     [
         (
-            {
-                "status": "ok",
-                "deployment": {"url": "https://a.vercel.app", "claimUrl": "https://vercel.com/claim"},
-            },
+            {"status": "ok", "deployment": {"url": "https://a.vercel.app"}},
             0,
-            "/analyze\nIt belongs to no account yet, and expires unless you claim it: https:",
+            "\nhttps://a.vercel.app\ncurl -F file=@photo.jpg https://a.vercel.app/analyze\n",
         ),
         (
             {"url": "https://a.vercel.app", "productionUrl": None},
@@ -169,7 +179,7 @@ def test_more_than_the_free_plan_takes_is_said_before_it_is_sent(tmp_path: Path)
             "This is a preview, which only you can see",
         ),
         ("all is well", 0, "the output of Vercel has no link: '\"all is well\"'"),
-        ("", 7, "error: Vercel refused, for the reason above; docs/deploy.md"),
+        ("", 7, "error: Vercel's command line failed, for the reason above; docs/deploy.md"),
     ],
 )
 def test_without_vercel_npx_brings_it_and_its_exit_code_is_ours(
@@ -181,11 +191,26 @@ def test_without_vercel_npx_brings_it_and_its_exit_code_is_ours(
         f"#!/bin/sh\necho \"$@\" > {tmp_path}/arguments\necho '{json.dumps(prints)}'\nexit {code}\n"
     )
     npx.chmod(0o755)
-    ended = run_app("now", "--prod", "--", "--temporary", **bears_environment(PATH=str(tmp_path)))
+    ended = run_app("now", "--prod", "--", "--force", **bears_environment(PATH=str(tmp_path)))
     assert ended.returncode == code
     assert said in ended.stdout + ended.stderr
     arguments = (tmp_path / "arguments").read_text().split()
-    assert arguments == ["--yes", "vercel@latest", "deploy", "--yes", "--json", "--prod", "--temporary"]
+    assert arguments == ["--yes", "vercel@latest", "deploy", "--yes", "--json", "--prod", "--force"]
+
+
+@pytest.mark.deploy
+def test_npx_that_cannot_reach_its_registry_is_not_a_refusal_of_vercels(tmp_path: Path) -> None:
+    """The machine's own npx, with a registry where nobody listens."""
+    npx = shutil.which("npx") or pytest.skip("there is no npx")
+    (tmp_path / "npx").symlink_to(npx)
+    (tmp_path / "node").symlink_to(str(shutil.which("node")))
+    (tmp_path / "sh").symlink_to("/bin/sh")
+    registry = {"npm_config_registry": "http://127.0.0.1:9", "npm_config_fetch_retries": "0"}
+    home = {"PATH": str(tmp_path), "HOME": str(tmp_path), "npm_config_cache": str(tmp_path / "cache")}
+    ended = run_app("now", **bears_environment() | registry | home)
+    assert ended.returncode > 0
+    assert "ECONNREFUSED" in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: npx could not bring Vercel's command line")
 
 
 def test_fetch_opens_the_model_and_prints_its_name() -> None:
@@ -286,7 +311,7 @@ def test_prod_prints_the_link_for_everybody(with_vercel: dict[str, str]) -> None
         (
             ["--token", TOKEN],
             (400, "The moon is full."),
-            "error: Vercel refused, for the reason above; docs/deploy.md",
+            "error: Vercel's command line failed, for the reason above; docs/deploy.md",
         ),
     ],
 )
