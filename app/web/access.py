@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import TooManyRequests, Unauthorized
-from app.web.preview import frame_origins
+from app.web.hosts import frame_origins
 
 SESSION: Final = "session"  # the cookie
 SESSION_SECONDS: Final = 12 * 3600  # a day of looking at photos; a reload of the page gives a new one

@@ -21,7 +21,7 @@ from app.logs import log_request
 from app.metrics import Metrics
 from app.settings import Settings
 from app.web.budget import SOON, Upload, UploadBudget
-from app.web.preview import frame_origins
+from app.web.hosts import frame_origins
 from app.web.problems import problem, unknown_method
 from app.web.upload import max_body
 

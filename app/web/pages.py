@@ -24,7 +24,7 @@ from app.serving.predictor import Prediction, Score
 from app.settings import DEMO, Settings
 from app.web.colors import color_rules, ground
 from app.web.languages import DEFAULT, choose_language, load_texts
-from app.web.preview import draw_preview, public_address
+from app.web.preview import draw_preview, preview_tags
 
 VIEW: Final = Path(__file__).parent / "view"
 DEMO_SAMPLES: Final = Path(__file__).parent.parent / "samples"
@@ -62,7 +62,7 @@ class Pages:
         self.samples = _samples(settings)  # in the order in which they are shown
         self.stylesheet = color_rules(settings.color) + (VIEW / "static" / "style.css").read_text("utf-8")
         self._thumbs = [_thumb(file) for file in self.samples]
-        self._address = public_address(settings, environment)
+        self._preview_tags = preview_tags(settings, environment)
 
     @cached_property
     def preview(self) -> bytes:
@@ -100,7 +100,7 @@ class Pages:
             language,
             {f"ground_{scheme}": ground(self._settings.color, scheme) for scheme in ("light", "dark")},
             data=script,
-            preview_tags=self._preview_tags(),
+            preview_tags=self._preview_tags,
             samples=self._samples_html(language),
             languages=self._languages_html(language),
         )
@@ -196,19 +196,6 @@ class Pages:
         )
         current = self._texts[language]["page"]["language"]
         return f'<details class="languages"><summary>{current}</summary><p>{links}</p></details>'
-
-    def _preview_tags(self) -> str:
-        """The tags that name this server's address, where it is known."""
-        address = html.escape(self._address)
-        if not address:
-            return '<meta name="twitter:card" content="summary">\n'
-        return (
-            f'<meta property="og:url" content="{address}/">\n<link rel="canonical" href="{address}/">\n'
-            f'<meta property="og:image" content="{address}/preview.jpg">\n'
-            '<meta property="og:image:width" content="1200">\n'
-            '<meta property="og:image:height" content="630">\n'
-            '<meta name="twitter:card" content="summary_large_image">\n'
-        )
 
     def _samples_html(self, language: str) -> str:
         if not self.samples:

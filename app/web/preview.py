@@ -1,25 +1,17 @@
-"""The page on other sites: previews of links to it, and frames."""
+"""The preview that other sites show of a link to the page: its tags and its picture."""
 
+import html
 import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from PIL import Image, ImageOps
 
 from app.settings import Settings
 from app.web.colors import ground, readable
+from app.web.hosts import public_address
 
-# Variables in which hosts tell an application its public name, by their documentation
-HOSTS: Final = {
-    "SPACE_HOST": "https://{}",  # Hugging Face Spaces
-    "VERCEL_PROJECT_PRODUCTION_URL": "https://{}",
-    "RENDER_EXTERNAL_URL": "{}",
-    "RAILWAY_PUBLIC_DOMAIN": "https://{}",
-    "FLY_APP_NAME": "https://{}.fly.dev",
-}
-ADDRESS: Final = re.compile(r"https://[A-Za-z0-9.-]+")
 SIZE: Final = (1200, 630)  # Open Graph: the shape that most sites show whole
 EDGE, CORNER, LINE = 60, 120, 18  # px
 GAP: Final = 24  # px between photos
@@ -27,24 +19,19 @@ MAX_PHOTOS: Final = 3
 SMOOTH: Final = 2  # drawn so many times as large, then scaled down: Pillow's lines have no soft edges
 
 
-def public_address(settings: Settings, environment: Mapping[str, str]) -> str:
-    """The page's address without a slash at the end: `public_url`, else as the host says, else empty.
-
-    Never from a request: its Host header may be anybody's.
-    """
-    if settings.public_url:
-        return settings.public_url.rstrip("/")
-    for variable, form in HOSTS.items():
-        address = form.format(environment.get(variable, "")).rstrip("/")
-        if environment.get(variable) and ADDRESS.fullmatch(address):
-            return address
-    return ""
-
-
-def frame_origins(settings: Settings, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The sites that may show the page in a frame: a Space is only ever shown within Hugging Face's page."""
-    own = ("https://huggingface.co",) if environment.get("SPACE_HOST") else ()
-    return settings.frame_origins or own
+def preview_tags(settings: Settings, environment: Mapping[str, str]) -> str:
+    """Return the tags of the page's preview. It has a picture where the page's address is known."""
+    address = html.escape(public_address(settings, environment))
+    if not address:
+        return '<meta name="twitter:card" content="summary">\n'
+    width, height = SIZE
+    return (
+        f'<meta property="og:url" content="{address}/">\n<link rel="canonical" href="{address}/">\n'
+        f'<meta property="og:image" content="{address}/preview.jpg">\n'
+        f'<meta property="og:image:width" content="{width}">\n'
+        f'<meta property="og:image:height" content="{height}">\n'
+        '<meta name="twitter:card" content="summary_large_image">\n'
+    )
 
 
 def draw_preview(color: str, samples: Sequence[Path]) -> bytes:
@@ -65,13 +52,11 @@ def draw_preview(color: str, samples: Sequence[Path]) -> bytes:
 
 def _paste_photos(picture: Image.Image, photos: Sequence[Path]) -> None:
     """Photos side by side within the corners, each filling its share."""
-    from PIL import ImageDraw  # 4 ms of a start, needed only by link previews
-
     inset, gap = (EDGE + LINE + GAP) * SMOOTH, GAP * SMOOTH
     height = picture.height - 2 * inset
     width = (picture.width - 2 * inset - gap * (len(photos) - 1)) // len(photos)
     mask = Image.new("L", (width, height), 0)
-    ImageDraw.Draw(mask).rounded_rectangle((0, 0, width - 1, height - 1), 24 * SMOOTH, 255)
+    _drawing_on(mask).rounded_rectangle((0, 0, width - 1, height - 1), 24 * SMOOTH, 255)
     for number, file in enumerate(photos):
         with Image.open(file) as photo:
             fitted = ImageOps.fit(ImageOps.exif_transpose(photo).convert("RGB"), (width, height))
@@ -80,9 +65,7 @@ def _paste_photos(picture: Image.Image, photos: Sequence[Path]) -> None:
 
 def _draw_sign(picture: Image.Image, accent: str) -> None:
     """The picture of the page's empty place for a photo: a frame, hills and a sun."""
-    from PIL import ImageDraw
-
-    draw, line = ImageDraw.Draw(picture), 14 * SMOOTH
+    draw, line = _drawing_on(picture), 14 * SMOOTH
     left, top = picture.width // 2 - 150 * SMOOTH, picture.height // 2 - 125 * SMOOTH
     scale = 300 / 48 * SMOOTH  # the drawing in index.html is 48 x 40
     corners = [(left + x * scale, top + y * scale) for x, y in ((2, 2), (46, 38))]
@@ -96,13 +79,18 @@ def _draw_sign(picture: Image.Image, accent: str) -> None:
 
 def _draw_corners(picture: Image.Image, accent: str) -> None:
     """The four corners that frame things on the page."""
-    from PIL import ImageDraw
-
     edge, corner, line = EDGE * SMOOTH, CORNER * SMOOTH, LINE * SMOOTH
     frame = Image.new("L", picture.size, 0)
-    draw = ImageDraw.Draw(frame)
+    draw = _drawing_on(frame)
     right, bottom = picture.width - edge, picture.height - edge
     draw.rounded_rectangle((edge, edge, right, bottom), 48 * SMOOTH, outline=255, width=line)
     draw.rectangle((edge + corner, 0, right - corner, picture.height), fill=0)
     draw.rectangle((0, edge + corner, picture.width, bottom - corner), fill=0)
     picture.paste(accent, (0, 0), frame)
+
+
+def _drawing_on(picture: Image.Image) -> Any:
+    """Return Pillow's pen for a picture."""
+    from PIL import ImageDraw  # 4 ms of a start, needed only by link previews
+
+    return ImageDraw.Draw(picture)

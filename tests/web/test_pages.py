@@ -21,9 +21,9 @@ from app.serving.predictor import Prediction, Score
 from app.serving.proof import ProofResult
 from app.settings import DEMO, HINTS, Settings
 from app.settings_file import load_settings
+from app.web.hosts import frame_origins
 from app.web.languages import choose_language, load_texts
 from app.web.pages import VIEW, Pages
-from app.web.preview import frame_origins
 from tests.conftest import BEARS, ROOT, SECONDS, ServerProcess, image_bytes
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
