@@ -10,6 +10,7 @@ from pathlib import Path
 
 from app.errors import StartupError
 from app.logs import open_standard_streams
+from app.plain import plain
 from app.settings import DEMO
 from app.settings_file import SETTINGS_FILE, load_settings
 
@@ -89,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _port(text: str) -> int:
     """Return the number of a port; 0 is any that is free. Raises ArgumentTypeError."""
-    if not (text.isdecimal() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a number from 0 to 65535")
+    if not (text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{plain(text)!r} is not a port, a number from 0 to 65535")
     return int(text)
 
 

@@ -37,6 +37,10 @@ A message has three parts: the problem, the expectation, the remedy.
 from collections.abc import Mapping
 from typing import ClassVar, Final, Literal
 
+from app.plain import plain
+
+MAX_MESSAGE: Final = 3000  # characters; what comes from a file or a host has a bound of its own
+
 Code = Literal[
     "bad-request",
     "empty-file",
@@ -113,7 +117,10 @@ CODES: Final[Mapping[Code, tuple[int, str]]] = {
 
 
 class AppError(Exception):
-    """The root of all errors whose message is written for a person."""
+    """The root of all errors whose message is written for a person: one line, without control characters."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message, MAX_MESSAGE))
 
 
 class StartupError(AppError):

@@ -14,15 +14,17 @@ import threading
 import time
 from typing import Final, Literal, TextIO
 
+from app.plain import CONTROLS, MARKS
 from app.progress import progress_bar
 
 LogFormat = Literal["text", "json"]
 
 MAX_WAITING: Final = 10_000  # lines that wait for a reader; later ones are dropped
 FLUSH_SECONDS: Final = 2.0  # at the end, for the lines that still wait
-# control characters, which terminals obey, and the line ends that only Unicode knows
 ESCAPES: Final = {
-    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029) if code != ord("\t")
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (*CONTROLS, *MARKS)
+    if code != ord("\t")
 }
 
 requests = logging.getLogger("app.requests")

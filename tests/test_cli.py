@@ -94,6 +94,7 @@ def test_a_port_that_is_taken_is_an_error(bears: ServerProcess) -> None:
         (["--host", "nowhere.invalid", "--port", "0"], 1, "--host is nowhere.invalid, which is not an"),
         (["--port", "70000"], 2, "'70000' is not a port, a number from 0 to 65535"),
         (["--port", "http"], 2, "'http' is not a port"),
+        (["--port", "9" * 5000], 2, "999…' is not a port"),
     ],
 )
 def test_an_address_where_nobody_can_listen_is_named(arguments: list[str], code: int, sentence: str) -> None:

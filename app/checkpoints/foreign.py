@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Final
 
 from app.checkpoints.records import Call, Global, Tensor
 from app.errors import CheckpointError, NotAClassifier, UnsafeCheckpoint
+from app.plain import plain
 
 SAVE_AGAIN: Final = "save the weights with learn.save('stage-2', with_opt=False) and deploy that file"
 EXPECTED: Final = "a checkpoint such as learn.save('stage-2') writes was expected"
@@ -134,7 +135,7 @@ def other_zip(names: Collection[str]) -> CheckpointError:
 def _inside(names: Collection[str]) -> str:
     """The remedy for an archive: the file in it that can be deployed."""
     found = next((name for name in names if name.endswith(WEIGHTS)), "")
-    return f"unpack it and deploy {found[:80]}" if found else SAVE
+    return f"unpack it and deploy {plain(found)}" if found else SAVE
 
 
 def unsafe(name: Global) -> CheckpointError:
@@ -144,7 +145,7 @@ def unsafe(name: Global) -> CheckpointError:
         library, remedy = OBJECTS[package]
         return NotAClassifier(f"The file holds objects of {library}: {remedy}.")
     return UnsafeCheckpoint(
-        f"The file names {str(name)[:200]}, which no model has a use for; nothing of it was run. If you "
+        f"The file names {plain(name)}, which no model has a use for; nothing of it was run. If you "
         f"trained this model, {SAVE_AGAIN}."
     )
 
@@ -156,7 +157,7 @@ def other_object(tree: Any) -> CheckpointError:
     package = str(tree.callee).partition(".")[0] if isinstance(tree, Call) else ""
     if package in OBJECTS:
         library, remedy = OBJECTS[package]
-        return NotAClassifier(f"The file holds an object of {library} ({tree.callee}): {remedy}.")
+        return NotAClassifier(f"The file holds an object of {library} ({plain(tree.callee)}): {remedy}.")
     return CheckpointError(f"The file holds {_described(tree)}, but {EXPECTED}: {SAVE_AGAIN}.")
 
 
@@ -186,7 +187,7 @@ def _described(tree: Any) -> str:
         case Call(callee=Global(name="_reconstruct" | "scalar")):
             return "a numpy array"
         case Call():
-            return f"an object {tree.callee}"
+            return f"an object {plain(tree.callee)}"
         case None:
             return "nothing (None)"
         case str():
@@ -196,5 +197,5 @@ def _described(tree: Any) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """Show the first of many names."""
-    shown = ", ".join(name[:60] for name in names[:SHOWN])
+    shown = ", ".join(plain(name, 60) for name in names[:SHOWN])
     return f"{shown or 'nothing'}, ..." if len(names) > SHOWN else shown or "nothing"

@@ -7,6 +7,7 @@ from app.checkpoints.budget import Budget
 from app.checkpoints.module_tree import values
 from app.checkpoints.records import Call
 from app.errors import ClassesMismatch
+from app.plain import plain
 
 NAMES: Final = (
     "class_to_idx", "idx_to_class", "label2id", "id2label", "classes", "class_names", "classnames", "CLASSES",
@@ -28,8 +29,8 @@ def find_labels(tree: Any, budget: Budget) -> Labels:
     if len(set(found.values())) > 1:
         (first, one), (second, other) = list(found.items())[:2]
         raise ClassesMismatch(
-            f"The file contradicts itself: its {first} lists {', '.join(one)[:200]}, its {second} "
-            f"{', '.join(other)[:200]}. Take the wrong one out of the file, and save it again."
+            f"The file contradicts itself: its {first} lists {plain(', '.join(one))}, its {second} "
+            f"{plain(', '.join(other))}. Take the wrong one out of the file, and save it again."
         )
     return next(iter(found.values()), ())
 

@@ -20,6 +20,7 @@ from app.checkpoints.learner_export import Export, read_export
 from app.checkpoints.records import BFLOAT16, Call, Tensor
 from app.checkpoints.weights import find_weights, unwrapped
 from app.errors import CheckpointError
+from app.plain import plain
 from app.types import Array
 
 MAX_SHARING: Final = 4  # how often over the bytes of a file may be shared by tensors; tied weights share once
@@ -110,7 +111,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         NotImplementedError, OSError, RecursionError, struct.error, zipfile.BadZipFile,
     ) as error:  # fmt: skip
         raise CheckpointError(
-            f"The file is damaged or not a checkpoint ({type(error).__name__}: {str(error)[:120]}); "
+            f"The file is damaged or not a checkpoint ({type(error).__name__}: {plain(error)}); "
             f"{EXPECTED}. Download it again, or save it again."
         ) from error
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from app.errors import RequestError, StartupError
 from app.metrics import Metrics
+from app.plain import plain
 from app.progress import show_progress
 from app.serving.opening import open_model
 from app.serving.predictor import Prediction, Predictor
@@ -135,8 +136,8 @@ def labeled_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int
     groups = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and not sub.name.startswith(".")]
     if unknown := [sub.name for sub in groups if sub.name not in classes]:
         raise StartupError(
-            f"{folder} has the sub-folders {', '.join(unknown)[:200]}, which are not classes; the classes "
-            f"are {', '.join(classes)[:500]}."
+            f"{folder} has the sub-folders {plain(', '.join(unknown))}, which are not classes; the classes "
+            f"are {plain(', '.join(classes))}."
         )
     photos = [
         (path, classes.index(sub.name)) for sub in groups for path in sorted(sub.rglob("*")) if path.is_file()
@@ -183,7 +184,7 @@ async def evaluate(folder: Path, predictor: Predictor) -> Evaluation:
         try:
             answered.append((path, truth, await predictor.predict(path.read_bytes())))
         except (RequestError, OSError) as error:
-            print(f"{path} is left out: {error}", file=sys.stderr)
+            print(f"{plain(path)} is left out: {error}", file=sys.stderr)
     show_progress("", None)
     if not answered:
         raise StartupError(f"None of the {len(labeled)} files in {folder} is a photo that can be read.")

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from app.checkpoints.reader import Checkpoint
 from app.errors import ArchitectureUnknown, StartupError
 from app.graphs.graph import fitting_graphs
+from app.plain import plain
 from app.progress import show_progress
 from app.serving.recognize import recognize
 from app.serving.resolve import resolve, rounded, shown
@@ -129,13 +130,13 @@ def as_text(report: Inspection) -> str:
         "written by": report.writer,
         "architecture": report.architecture or "not recognized",
         "outputs": report.outputs,
-        "classes": ", ".join(report.classes) or "not in the file",
-        **{name.replace("_", " "): shown(value) for name, value in report.transforms.items()},
+        "classes": ", ".join(map(plain, report.classes)) or "not in the file",
+        **{name.replace("_", " "): plain(shown(value)) for name, value in report.transforms.items()},
         "size": f"{report.bytes:,} bytes",
         "sha256": report.sha256,
         "served": f"{_served(report)} {report.problem}".strip(),
     }
     width = max(map(len, rows))
     text = "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items() if value is not None)
-    notes = "".join(f"\nnote: {note}" for note in report.notes)
+    notes = "".join(f"\nnote: {plain(note, 2000)}" for note in report.notes)
     return f"{text}{notes}\n\n# settings.toml\n{report.settings}"

@@ -9,6 +9,7 @@ import msgspec
 
 from app.errors import RequestError
 from app.metrics import Metrics
+from app.plain import plain
 from app.progress import show_progress
 from app.serving.opening import open_model
 from app.serving.predictor import Predictor
@@ -29,11 +30,11 @@ async def _predict(options: argparse.Namespace) -> int:
             prediction = await predictor.predict(path.read_bytes())
         except (RequestError, OSError) as error:
             failed = 1
-            print(f"{path}: {error}", file=sys.stderr)
+            print(f"{plain(path)}: {error}", file=sys.stderr)
             continue
         if options.json:
             print(json.dumps({"file": str(path), **msgspec.to_builtins(prediction)}))
         else:
-            print(f"{path}: {prediction.result} ({prediction.confidence:.1%})")
+            print(f"{plain(path)}: {plain(prediction.result)} ({prediction.confidence:.1%})")
     await predictor.close()
     return failed

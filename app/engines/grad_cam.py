@@ -17,6 +17,7 @@ from app.engines.head import Head
 from app.errors import BadOutput, BadRequest, NotExplained
 from app.photos.steps import Region
 from app.photos.transforms import Preprocess
+from app.plain import plain
 from app.types import Float32, Float64
 
 OVERLAY_SIDE: Final = 256  # px of the longer side: smooth when it is stretched over a photo, and about 8 kB
@@ -71,7 +72,7 @@ class Explainer:
         """
         if label and label not in self._classes:
             raise BadRequest(
-                f"There is no class '{label[:80]}'; there are {', '.join(self._classes)[:500]}.",
+                f"There is no class '{plain(label, 80)}'; there are {plain(', '.join(self._classes))}.",
                 "unknown-label",
             )
         answer, features = self._look(self._prepare(image))

@@ -17,6 +17,7 @@ from app.errors import ArchitectureUnknown, Int8Unavailable
 from app.graphs.export import create_body, import_fastai
 from app.photos.steps import PictureStep
 from app.photos.transforms import Preprocess
+from app.plain import plain
 from app.types import Float32
 
 if TYPE_CHECKING:
@@ -53,9 +54,7 @@ def rebuild(network: Network) -> "torch.nn.Module":
     try:
         model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
     except RuntimeError as error:
-        raise ArchitectureUnknown(
-            f"The file is not a {network.architecture}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise ArchitectureUnknown(f"The file is not a {network.architecture}: {plain(error)}") from error
     return model  # type: ignore[no-any-return]
 
 

@@ -14,6 +14,7 @@ from app.engines.head import sigmoid, softmax
 from app.engines.sessions import file_session
 from app.errors import CheckpointError, Int8Unavailable
 from app.photos.transforms import Preprocess
+from app.plain import plain
 from app.types import Float32
 
 TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -50,7 +51,7 @@ class WholeNetwork:
             fits = len(inputs) == 1 and inputs[0].type in TYPES and len(sides) == 4 and 3 in sides[1::2]
         except Exception as error:  # ONNX Runtime's errors have no common class of their own
             raise CheckpointError(
-                f"ONNX Runtime cannot load the file: {' '.join(str(error).split())[:300]}. Export it again, "
+                f"ONNX Runtime cannot load the file: {plain(error)}. Export it again, "
                 "in one file, for ONNX Runtime on a CPU."
             ) from error
         if not fits:
@@ -67,8 +68,8 @@ class WholeNetwork:
         self._probe = self._probed(*(self.size or (224, 224)))
         if self._probe.shape[1] == 1:
             height, width = self.size or (224, 224)
-            plain = [np.full((3, height, width), level, np.float32) for level in (-3, -1.5, 1.5, 3)]
-            wide = np.concatenate([self._probe, self.scores(plain)])  # logits of such are hardly in 0..1
+            levels = [np.full((3, height, width), level, np.float32) for level in (-3, -1.5, 1.5, 3)]
+            wide = np.concatenate([self._probe, self.scores(levels)])  # logits of such are hardly in 0..1
             self.binary, self._probability = True, bool((wide >= 0).all() and (wide <= 1).all())
             self._probe = self._both(self._probe)
         self.outputs = self._probe.shape[1]
@@ -81,7 +82,7 @@ class WholeNetwork:
         except Exception as error:  # the same
             raise CheckpointError(
                 f"ONNX Runtime cannot run the file on two pictures of {height} x {width} px: "
-                f"{' '.join(str(error).split())[:300]}. Export it with a dynamic batch, or for one picture."
+                f"{plain(error)}. Export it with a dynamic batch, or for one picture."
             ) from error
         if probe.ndim != 2:
             raise CheckpointError(

@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import SplitResult, parse_qs, parse_qsl, urlencode, urljoin, urlsplit
 
 from app.errors import DownloadError
+from app.plain import plain
 
 PUBLIC: Final = "share it with everybody who has the link; it must download in a private browser window"
 
@@ -22,7 +23,7 @@ def is_url(location: str) -> bool:
 
 def host(url: str) -> str:
     """Return the host of a link and its port: the only part for messages, since the rest may be secret."""
-    return urlsplit(url).netloc.rpartition("@")[2]
+    return plain(urlsplit(url).netloc.rpartition("@")[2])
 
 
 def direct(url: str) -> str:
@@ -33,7 +34,7 @@ def direct(url: str) -> str:
     except ValueError:  # half an IPv6 address, for one
         named = False
     if not named:
-        shown = url.partition("?")[0].rpartition("@")[2][:100]
+        shown = plain(url.partition("?")[0].rpartition("@")[2])
         raise DownloadError(f"{shown} is not a valid link; one like https://host/stage-2.pth was expected.")
     for hosts, provider, folder, rewrite in PROVIDERS:
         if re.fullmatch(hosts, parts.netloc.lower()):
@@ -182,7 +183,7 @@ def behind_page(url: str, text: str) -> str:
         target = urlsplit(urljoin(url, action))
         if host(url) in DRIVE_HOSTS and target.netloc in DRIVE_HOSTS and {"id", "confirm"} <= fields.keys():
             return _with(target._replace(scheme="https"), **fields)
-    title = " ".join(page.title.split())[:100]
+    title = plain(page.title, 100)
     known = "sign in" if re.fullmatch(SIGN_IN_HOSTS, host(url)) else title  # in any language
     meaning, remedy = next(
         (rest for pattern, *rest in NAMED_PAGES if re.search(pattern, known, re.IGNORECASE)), ANY_PAGE

@@ -22,6 +22,7 @@ import aiohttp
 
 from app.errors import DownloadError, DownloadInterrupted
 from app.fetching.links import behind_page, host, is_page
+from app.plain import plain
 
 CHUNK: Final = 1 << 20
 PAGE_BYTES: Final = 1 << 20  # of a web page, to find its form; Drive's has 2 kB
@@ -161,13 +162,13 @@ async def _try(session: aiohttp.ClientSession, url: str, part: PartialDownload) 
     try:
         await _receive(session, url, part)
     except aiohttp.ClientSSLError as error:
-        raise DownloadError(f"{at} has no valid certificate ({str(error)[:200]}).") from error
+        raise DownloadError(f"{at} has no valid certificate ({plain(error)}).") from error
     except TimeoutError as error:
         raise DownloadInterrupted(f"{at} sent nothing for {part.limits.stall:.0f} s") from error
     except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError) as error:
         so_far = f" after {part.received:,} bytes" if part.received else ""
         raise DownloadInterrupted(
-            f"{at} could not be read{so_far} ({type(error).__name__}: {str(error)[:200]})"
+            f"{at} could not be read{so_far} ({type(error).__name__}: {plain(error)})"
         ) from error
     except (aiohttp.ClientError, UnicodeError) as error:  # not HTTP, and names that cannot be encoded
         raise DownloadError(f"{at} could not be read ({type(error).__name__}).") from error
@@ -199,8 +200,13 @@ async def _follow(
         if response.status not in REDIRECTS or not location:
             return response
         response.release()
-        target = urljoin(str(response.url), location)
-        before, after = urlsplit(url).scheme, urlsplit(target).scheme
+        try:
+            target = urljoin(str(response.url), location)
+            before, after = urlsplit(url).scheme, urlsplit(target).scheme
+        except ValueError as error:  # half an IPv6 address, for one
+            raise DownloadError(
+                f"{host(url)} redirects to {plain(location)}, which is not a link."
+            ) from error
         if after not in {"https", before}:
             raise DownloadError(
                 f"{host(url)} redirects from {before} to {after}, where anybody could change the file; use "
@@ -214,15 +220,15 @@ def _check_answer(response: aiohttp.ClientResponse, part: PartialDownload) -> No
     """Check that the answer is the file, or the requested rest of it. Raises DownloadError."""
     at, status = host(str(response.url)), response.status
     if status in RETRYABLE:
-        raise DownloadInterrupted(f"{at} answered {status} {response.reason}", _retry_after(response))
+        raise DownloadInterrupted(f"{at} answered {status} {plain(response.reason)}", _retry_after(response))
     asked_for_rest = "Range" in part.headers()
     if status == 416 and asked_for_rest:
         part.validator = ""
         raise DownloadInterrupted(f"{at} has no rest of the file")
     if status != 200 and not (status == 206 and asked_for_rest):
         raise DownloadError(
-            f"{at} answered {status} {response.reason}; a 200 with the file was expected. Open the link in a "
-            "private browser window: it must download without signing in."
+            f"{at} answered {status} {plain(response.reason)}; a 200 with the file was expected. Open the "
+            "link in a private browser window: it must download without signing in."
         )
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise DownloadError(f"{at} sends the file compressed against the request; use another host.")

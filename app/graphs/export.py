@@ -17,6 +17,7 @@ from app.errors import ArchitectureUnknown, ToolMissing
 from app.graphs.graph import COUNTER, WHOLE, Shown
 from app.graphs.module_builder import build_module
 from app.graphs.optimize import optimize
+from app.plain import plain
 from app.types import Arrays
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _in_one_sentence(failure: str) -> Iterator[None]:
     except (ArchitectureUnknown, ToolMissing):
         raise
     except Exception as error:  # the networks and the exporter raise anything
-        cause = " ".join(str(error).split())[:200] or "without a message"
+        cause = plain(error) or "without a message"
         raise ArchitectureUnknown(f"{failure} ({type(error).__name__}: {cause}).") from error
 
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app.errors import ArchitectureUnknown
+from app.plain import plain
 from app.types import Array, Arrays, Size
 
 FOLDER: Final = Path(__file__).parent / "data"
@@ -198,7 +199,7 @@ def _difference(graphs: list[Graph], arrays: Arrays) -> str:
     misfits = nearest.misfits(arrays)
     if len(misfits) < len(nearest.weights) / 2:
         return f"the nearest, {nearest.architecture}, differs: {_some(misfits)}"
-    return f"they begin with {', '.join(name[:60] for name in list(arrays)[:3])}"
+    return f"they begin with {', '.join(plain(name, 60) for name in list(arrays)[:3])}"
 
 
 def how_to_export(architecture: str, shipped: Collection[str]) -> str:
@@ -212,4 +213,6 @@ def how_to_export(architecture: str, shipped: Collection[str]) -> str:
 
 
 def _some(misfits: list[str]) -> str:
-    return "; ".join(misfits[:5]) + (f"; and {len(misfits) - 5} more" if len(misfits) > 5 else "")
+    return "; ".join(plain(misfit) for misfit in misfits[:5]) + (
+        f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
+    )

@@ -18,6 +18,7 @@ from app.photos.decode import Exif, decode
 from app.photos.transforms import (
     Preprocess,
 )
+from app.plain import plain
 
 TOLERANCE: Final = 0.02  # of any probability: a notebook on a GPU computes in TF32 or float16
 MAX_BYTES: Final = 50_000_000  # a dozen photos of half a megapixel have 5 MB
@@ -60,7 +61,7 @@ def read_proof(path: Path) -> Proof:
         proof = msgspec.json.decode(path.read_bytes(), type=Proof)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProofError(
-            f"The file at proof_url is not a proof.json as the notebook cell writes it: {error}."
+            f"The file at proof_url is not a proof.json as the notebook cell writes it: {plain(error)}."
         ) from error
     if any(len(photo.probabilities) != len(proof.classes) for photo in proof.photos):
         raise ProofError(f"The proof has photos with other than {len(proof.classes)} probabilities: damaged.")
@@ -71,7 +72,7 @@ def check_classes(proof: Proof, classes: Sequence[str]) -> None:
     """Raise ProofError unless the classes are the notebook's, in its order."""
     if tuple(classes) != proof.classes:
         raise ProofError(
-            f"The classes in the settings are {', '.join(classes)[:300]}, but the notebook's are, in this "
+            f"The classes in the settings are {plain(', '.join(classes))}, but the notebook's are, in this "
             f"order: classes = {msgspec.json.encode(proof.classes).decode()[:1000]}"
         )
 
@@ -84,7 +85,7 @@ def replay(proof: Proof, bind: Bind, preprocess: Preprocess, exif: Exif) -> list
         try:
             answers += run([prepare(decode(photo.photo, exif))])
         except RequestError as error:
-            raise ProofError(f"The photo {photo.name} of the proof cannot be used: {error}") from error
+            raise ProofError(f"The photo {plain(photo.name)} of the proof cannot be used: {error}") from error
     return answers
 
 
@@ -130,6 +131,6 @@ def disagreement(proof: Proof, answers: Sequence[Output], result: ProofResult) -
     theirs, ours = int(expected.argmax()), int(found.argmax())
     return (
         f"The proof fails: {result.flips} of {result.photos} photos get another class than in the notebook. "
-        f"The worst is {result.worst_photo}: there {proof.classes[theirs]} with {expected[theirs]:.3f}, here "
-        f"{proof.classes[ours]} with {found[ours]:.3f}."
+        f"The worst is {plain(result.worst_photo)}: there {plain(proof.classes[theirs])} with "
+        f"{expected[theirs]:.3f}, here {plain(proof.classes[ours])} with {found[ours]:.3f}."
     )

@@ -9,6 +9,7 @@ from app.engines.contract import Network, fitted
 from app.engines.onnx_file import WholeNetwork
 from app.errors import ArchitectureUnknown, CheckpointError
 from app.graphs.graph import channels_of, find_graph, with_color
+from app.plain import plain
 from app.types import Arrays
 
 AnyNetwork = Network | WholeNetwork
@@ -33,7 +34,7 @@ def recognize(checkpoint: Checkpoint, architecture: str = "", activation: str = 
     if strange := strange_modules(module, graph.architecture):
         raise ArchitectureUnknown(
             f"The network in the file has the names and shapes of {graph.architecture}, but not its layers: "
-            f"it has {', '.join(sorted(strange))[:200]}."
+            f"it has {plain(', '.join(sorted(strange)))}."
         )
     try:
         return fitted(graph, arrays, channels, module, activation)

@@ -14,6 +14,7 @@ from app.engines.contract import Recognized
 from app.errors import CheckpointError, ClassesMismatch, SettingsError
 from app.photos.decode import Exif
 from app.photos.transforms import Preprocess
+from app.plain import plain
 from app.serving.pixels import OF_PIXELS, TEXTS, choose_pixels
 from app.settings import DEMO, HINTS, PrecisionName, Settings, check
 
@@ -99,7 +100,8 @@ def _with_overrides(settings: Settings, known: Mapping[str, Any]) -> Settings:
         expected, _, path = str(error).partition(" - at `$.")
         name = path.rstrip("`").partition("[")[0]
         raise SettingsError(
-            f"The checkpoint says {name} is {known.get(name)!r}. {expected}. Set {name} in the settings."
+            f"The checkpoint says {name} is {plain(repr(known.get(name)))}. {expected}. Set {name} in the "
+            "settings."
         ) from error
     check(result)
     return result
@@ -114,13 +116,13 @@ def _check_classes(classes: Sequence[str], known: Sequence[str], outputs: int) -
         )
     if known and list(classes) != list(known):
         raise ClassesMismatch(
-            f"The setting classes lists {', '.join(classes)[:200]}, but the file itself says "
-            f"{', '.join(known)[:200]}: take classes out of the settings."
+            f"The setting classes lists {plain(', '.join(classes))}, but the file itself says "
+            f"{plain(', '.join(known))}: take classes out of the settings."
         )
     if outputs != len(classes):
         raise ClassesMismatch(
             f"The checkpoint has {outputs} outputs, the setting classes lists {len(classes)} names "
-            f"({', '.join(classes)[:200]}). List all {outputs} in the order of your notebook: "
+            f"({plain(', '.join(classes))}). List all {outputs} in the order of your notebook: "
             "learn.dls.vocab in fastai v2, data.classes in v1."
         )
     if not known and list(classes) != sorted(classes):

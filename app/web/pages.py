@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from app.errors import SettingsError
 from app.photos.decode import MAX_PIXELS, MAX_SIDE
+from app.plain import plain
 from app.serving.card import ModelCard
 from app.serving.predictor import Prediction, Score
 from app.settings import DEMO, Settings
@@ -234,7 +235,7 @@ def _thumb(file: Path) -> str:
         with Image.open(file) as image:
             small = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (THUMB, THUMB))
     except (OSError, Image.DecompressionBombError) as error:
-        raise SettingsError(f"The sample {file} is not a photo that can be read: {error}.") from error
+        raise SettingsError(f"The sample {file} is not a photo that can be read: {plain(error)}.") from error
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=60)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

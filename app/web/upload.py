@@ -7,6 +7,7 @@ import msgspec
 from starlette.requests import Request
 
 from app.errors import BadRequest, UnsupportedMedia
+from app.plain import plain
 from app.settings import Settings
 from app.web.multipart import MAX_FIELD, MAX_PARTS, Form, read_form
 from app.web.problems import too_large
@@ -76,8 +77,8 @@ async def read_body(request: Request) -> Form:
     if kind == "application/x-www-form-urlencoded" and allow_url:
         return Form([], parse_fields(await request.body()).get("url", ""))
     raise UnsupportedMedia(
-        f"The content type is '{kind[:80]}'; multipart/form-data with a file, or image/* with the photo "
-        "as the body, was expected: curl -F file=@photo.jpg",
+        f"The content type is '{plain(kind, 80)}'; multipart/form-data with a file, or image/* with the "
+        "photo as the body, was expected: curl -F file=@photo.jpg",
         "unsupported-media-type",
     )
 

@@ -12,6 +12,7 @@ import pytest
 
 from app.errors import DownloadError
 from app.fetching.transfer import Limits, transfer
+from app.plain import plain
 from tests.conftest import SECONDS
 from tests.http_server import Answer, Handler, send, send_range, serving
 
@@ -229,6 +230,19 @@ def test_a_name_that_is_none_is_named(tmp_path: Path) -> None:
         get(f"http://{'x' * 64}xx.example", tmp_path / "x")
 
 
+def test_the_phrase_of_a_host_is_shown_on_one_line(tmp_path: Path) -> None:
+    def hostile(handler: Handler) -> None:
+        handler.wfile.write(
+            b"HTTP/1.1 404 \x1b[2J\xe2\x80\xae" + b"x" * 2000 + b"\r\nContent-Length: 0\r\n\r\n"
+        )
+
+    with serving(hostile) as (url, _), pytest.raises(DownloadError) as refused:
+        get(url, tmp_path / "x")
+    message = str(refused.value)
+    assert message == plain(message, 600)
+    assert "answered 404 [2Jx" in message
+
+
 def test_a_compressed_answer_is_refused(tmp_path: Path) -> None:
     def packed(handler: Handler) -> None:
         assert handler.headers["Accept-Encoding"] == "identity"
@@ -251,7 +265,11 @@ def test_a_redirect_is_followed(tmp_path: Path, number: int) -> None:
 @pytest.mark.fault("M10")
 @pytest.mark.parametrize(
     ("location", "message"),
-    [("/file", "redirects more than 10 times"), ("ftp://127.0.0.1/file", "redirects from http to ftp")],
+    [
+        ("/file", "redirects more than 10 times"),
+        ("ftp://127.0.0.1/file", "redirects from http to ftp"),
+        ("http://[::1", r"redirects to http://\[::1, which is not a link"),
+    ],
 )
 def test_redirects_that_lead_nowhere_are_named(tmp_path: Path, location: str, message: str) -> None:
     with serving(status(302, Location=location)) as (url, asked), pytest.raises(DownloadError, match=message):
