@@ -19,6 +19,7 @@ from app.types import Float32
 
 TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 NAMES: Final = ("names", "classes", "class_names", "labels", "id2label")  # of class names in the metadata
+MAX_SIDE: Final = 1024  # px of a picture: as the setting image_size
 MAX_NAMES: Final = 1_000_000  # characters
 
 
@@ -62,6 +63,11 @@ class WholeNetwork:
         self._input, self._one_by_one = inputs[0].name, sides[0] == 1
         self._type, self._last = TYPES[inputs[0].type], sides[1] != 3  # TensorFlow's channels come last
         height, width = sides[1:3] if self._last else sides[2:]
+        if max(height or 0, width or 0) > MAX_SIDE:
+            raise CheckpointError(
+                f"The ONNX file takes pictures of {height} x {width} px; at most {MAX_SIDE} px a side are "
+                "served. Export it for smaller ones."
+            )
         self.size = (height, width) if height and width else None
         self.labels = _labels(self._session.get_modelmeta().custom_metadata_map)
         self.binary = self._probability = False

@@ -42,6 +42,7 @@ def _options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # its exceptions say the same as its own lines
     # Waiting threads sleep: spinning burns a shared core for a gain that is only there on an idle machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

@@ -7,6 +7,7 @@ from app.checkpoints.reader import Checkpoint
 from app.checkpoints.task import check_task
 from app.engines.contract import Network, fitted
 from app.engines.onnx_file import WholeNetwork
+from app.engines.onnx_trial import open_network
 from app.errors import ArchitectureUnknown, CheckpointError
 from app.graphs.graph import channels_of, find_graph, with_color
 from app.plain import plain
@@ -23,7 +24,7 @@ def recognize(checkpoint: Checkpoint, architecture: str = "", activation: str = 
     """
     check_numbers(checkpoint.arrays)
     if checkpoint.container == "onnx":
-        return WholeNetwork(checkpoint.path)
+        return open_network(checkpoint.path)
     module, names = checkpoint.module, checkpoint.names
     shapes = {names.get(name, name): array.shape for name, array in checkpoint.arrays.items()}
     check_task(shapes, kinds(module) if module else ())
