@@ -112,6 +112,12 @@ FAULTS = {
         "M18": ("a class list of another length, names twice or empty", "one sentence with both numbers"),
         "M19": ("an unsorted class list", "a warning; a proof finds it out"),
         "M20": ("another architecture, prefixes, half precision, CUDA", "recognized, or one sentence"),
+        "M30": (
+            "a file that asks for more memory or time than its size explains",
+            "one sentence; a pickle takes 25 times its size and 32 MB, an ONNX file 8 times and 1 GB, elsewhere",
+        ),
+        "M31": ("an export whose names would run code elsewhere", "never run; listed by `inspect` and the log"),
+        "M32": ("hostile names, titles and phrases", "one line of 300 characters, without control characters"),
         "M21": ("NaN or infinite weights or outputs", "refused at the start; 500 `bad-output`"),
     },
     "Load": {

@@ -12,6 +12,7 @@ from app.plain import plain
 BIDI = ("L", "R", "AL", "EN", "AN", "ES", "ET", "CS", "NSM", "ON", "WS", "BN")
 
 
+@pytest.mark.fault("M32")
 @given(st.text(), st.integers(1, 400))
 def test_foreign_text_is_one_visible_line_of_the_limit(text: str, limit: int) -> None:
     shown = plain(text, limit)

@@ -94,7 +94,7 @@ PICKLES = (
 )
 
 
-@pytest.mark.fault("M17")
+@pytest.mark.fault("M17", "M30")
 @pytest.mark.parametrize("attack", PICKLES)
 @pytest.mark.parametrize("container", ["plain", "zip"])
 def test_a_pickle_is_read_or_refused_within_the_budget(
@@ -111,7 +111,7 @@ def test_a_pickle_is_read_or_refused_within_the_budget(
         read_within_budget(path)
 
 
-@pytest.mark.fault("M17")
+@pytest.mark.fault("M17", "M30")
 def test_a_pickle_of_more_steps_than_the_bound_is_refused(tmp_path: Path) -> None:
     """Each pair of opcodes leaves nothing behind, so that only the number of steps can stop it."""
     path = tmp_path / "stage-2.pth"
@@ -120,7 +120,7 @@ def test_a_pickle_of_more_steps_than_the_bound_is_refused(tmp_path: Path) -> Non
         read_checkpoint(path)
 
 
-@pytest.mark.fault("M17")
+@pytest.mark.fault("M17", "M30")
 @pytest.mark.parametrize("count", [60_000, 90_000])
 def test_a_zip_of_very_many_entries_is_refused(count: int, tmp_path: Path) -> None:
     path = tmp_path / "stage-2.pth"
@@ -141,7 +141,7 @@ def test_a_zip_with_two_entries_of_one_name_is_refused(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-@pytest.mark.fault("M17")
+@pytest.mark.fault("M17", "M30")
 @pytest.mark.parametrize("content", ['{"a":' + "[" * 500_000, "{" + '"a":{},' * 200_000 + '"b":{}}'])
 def test_a_header_of_safetensors_is_bounded(content: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(len(content).to_bytes(8, "little") + content.encode())
@@ -154,7 +154,7 @@ OPCODES = [bytes([code]) for code in b"(.0NRbda}]ljetus)\x81\x85\x86\x87\x88\x92
 ]  # fmt: skip
 
 
-@pytest.mark.fault("M17")
+@pytest.mark.fault("M17", "M30")
 @given(st.lists(st.sampled_from(OPCODES), max_size=60).map(b"".join), st.integers(1, 50))
 @settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_opcodes_are_walked_within_the_budget(opcodes: bytes, times: int) -> None:

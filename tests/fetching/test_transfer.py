@@ -230,6 +230,7 @@ def test_a_name_that_is_none_is_named(tmp_path: Path) -> None:
         get(f"http://{'x' * 64}xx.example", tmp_path / "x")
 
 
+@pytest.mark.fault("M32")
 def test_the_phrase_of_a_host_is_shown_on_one_line(tmp_path: Path) -> None:
     def hostile(handler: Handler) -> None:
         handler.wfile.write(
