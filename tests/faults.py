@@ -114,10 +114,10 @@ FAULTS = {
         "M20": ("another architecture, prefixes, half precision, CUDA", "recognized, or one sentence"),
         "M30": (
             "a file that asks for more memory or time than its size explains",
-            "one sentence; a pickle takes 25 times its size and 32 MB, an ONNX file 8 times and 1 GB, elsewhere",
+            "one sentence; pickles get 25 times their size and 32 MB, ONNX files 8 times and 1 GB",
         ),
-        "M31": ("an export whose names would run code elsewhere", "never run; listed by `inspect` and the log"),
-        "M32": ("hostile names, titles and phrases", "one line of 300 characters, without control characters"),
+        "M31": ("an export that names code", "never run; `inspect` and the log list them"),
+        "M32": ("hostile names, titles and phrases", "300 characters on one line, no control characters"),
         "M21": ("NaN or infinite weights or outputs", "refused at the start; 500 `bad-output`"),
     },
     "Load": {
