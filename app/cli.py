@@ -8,9 +8,8 @@ import sys
 import warnings
 from pathlib import Path
 
-from app.errors import StartupError
+from app.errors import StartupError, plain
 from app.logs import open_standard_streams
-from app.plain import plain
 from app.settings import DEMO
 from app.settings_file import SETTINGS_FILE, load_settings
 

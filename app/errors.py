@@ -37,9 +37,13 @@ A message has three parts: the problem, the expectation, the remedy.
 from collections.abc import Mapping
 from typing import ClassVar, Final, Literal
 
-from app.plain import plain
-
-MAX_MESSAGE: Final = 3000  # characters; what comes from a file or a host has a bound of its own
+MAX_MESSAGE: Final = 3000  # characters; each foreign text in it has LIMIT
+LIMIT: Final = 300  # characters of one name, title or phrase in a sentence
+# Control characters, which terminals obey, and the line ends that only Unicode knows; marks that turn the
+# direction of the text around them, or cannot be seen
+CONTROLS: Final = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+MARKS: Final = (0x061C, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF)
+HIDDEN: Final = {**dict.fromkeys(CONTROLS, " "), **dict.fromkeys((*MARKS, *range(0xE0000, 0xE0080)), "")}
 
 Code = Literal[
     "bad-request",
@@ -114,6 +118,16 @@ CODES: Final[Mapping[Code, tuple[int, str]]] = {
     "model-loading": (503, "The server is still starting; the header Retry-After says when to retry."),
     "fetch-timeout": (504, "The link's host was too slow."),
 }
+
+
+def plain(text: object, limit: int = LIMIT) -> str:
+    """Return foreign text on one line, without control and direction characters, of `limit` characters.
+
+    Longer text ends in an ellipsis.
+    """
+    start = str(text)[: 2 * limit].encode("utf-8", "replace").decode()  # without half characters
+    line = " ".join(start.translate(HIDDEN).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 class AppError(Exception):

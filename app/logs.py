@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Final, Literal, TextIO
 
-from app.plain import CONTROLS, MARKS
+from app.errors import CONTROLS, MARKS
 from app.progress import progress_bar
 
 LogFormat = Literal["text", "json"]

@@ -24,7 +24,6 @@ FLOORS = (  # highest first; packages and modules on one floor do not import eac
     ("progress",),
     ("environment", "toml_file"),
     ("cpus", "errors", "memory", "metrics", "types"),
-    ("plain",),
 )
 FLOOR = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}
 KEEPERS = {  # foreign packages, each imported by one of our packages; the graph tools serve two

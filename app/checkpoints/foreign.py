@@ -9,8 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 
 from app.checkpoints.records import Call, Global, Tensor
-from app.errors import CheckpointError, NotAClassifier, UnsafeCheckpoint
-from app.plain import plain
+from app.errors import CheckpointError, NotAClassifier, UnsafeCheckpoint, plain
 
 SAVE_AGAIN: Final = "save the weights with learn.save('stage-2', with_opt=False) and deploy that file"
 EXPECTED: Final = "a checkpoint such as learn.save('stage-2') writes was expected"

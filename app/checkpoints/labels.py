@@ -6,8 +6,7 @@ from typing import Any, Final
 from app.checkpoints.budget import Budget
 from app.checkpoints.module_tree import values
 from app.checkpoints.records import Call
-from app.errors import ClassesMismatch
-from app.plain import plain
+from app.errors import ClassesMismatch, plain
 
 NAMES: Final = (
     "class_to_idx", "idx_to_class", "label2id", "id2label", "classes", "class_names", "classnames", "CLASSES",

@@ -19,8 +19,7 @@ from app.checkpoints.labels import Labels, find_labels
 from app.checkpoints.learner_export import Export, read_export
 from app.checkpoints.records import BFLOAT16, Call, Tensor
 from app.checkpoints.weights import find_weights, unwrapped
-from app.errors import CheckpointError
-from app.plain import plain
+from app.errors import CheckpointError, plain
 from app.types import Array
 
 MAX_SHARING: Final = 4  # how often over the bytes of a file may be shared by tensors; tied weights share once

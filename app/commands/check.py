@@ -16,9 +16,8 @@ import numpy.typing as npt
 from msgspec import Struct
 from PIL import Image
 
-from app.errors import RequestError, StartupError
+from app.errors import RequestError, StartupError, plain
 from app.metrics import Metrics
-from app.plain import plain
 from app.progress import show_progress
 from app.serving.opening import open_model
 from app.serving.predictor import Prediction, Predictor

@@ -11,9 +11,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app.checkpoints.reader import Checkpoint
-from app.errors import ArchitectureUnknown, StartupError
+from app.errors import ArchitectureUnknown, StartupError, plain
 from app.graphs.graph import fitting_graphs
-from app.plain import plain
 from app.progress import show_progress
 from app.serving.recognize import recognize
 from app.serving.resolve import resolve, rounded, shown

@@ -7,9 +7,8 @@ import sys
 
 import msgspec
 
-from app.errors import RequestError
+from app.errors import RequestError, plain
 from app.metrics import Metrics
-from app.plain import plain
 from app.progress import show_progress
 from app.serving.opening import open_model
 from app.serving.predictor import Predictor

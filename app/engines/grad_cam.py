@@ -14,10 +14,9 @@ from PIL import Image
 
 from app.engines.contract import Look, Prepare
 from app.engines.head import Head
-from app.errors import BadOutput, BadRequest, NotExplained
+from app.errors import BadOutput, BadRequest, NotExplained, plain
 from app.photos.steps import Region
 from app.photos.transforms import Preprocess
-from app.plain import plain
 from app.types import Float32, Float64
 
 OVERLAY_SIDE: Final = 256  # px of the longer side: smooth when it is stretched over a photo, and about 8 kB

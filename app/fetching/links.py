@@ -10,8 +10,7 @@ from html.parser import HTMLParser
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, parse_qsl, urlencode, urljoin, urlsplit
 
-from app.errors import DownloadError
-from app.plain import plain
+from app.errors import DownloadError, plain
 
 PUBLIC: Final = "share it with everybody who has the link; it must download in a private browser window"
 

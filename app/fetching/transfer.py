@@ -20,9 +20,8 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
-from app.errors import DownloadError, DownloadInterrupted
+from app.errors import DownloadError, DownloadInterrupted, plain
 from app.fetching.links import behind_page, host, is_page
-from app.plain import plain
 
 CHUNK: Final = 1 << 20
 PAGE_BYTES: Final = 1 << 20  # of a web page, to find its form; Drive's has 2 kB

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from app.checkpoints.records import Call
-from app.errors import ArchitectureUnknown, ToolMissing
+from app.errors import ArchitectureUnknown, ToolMissing, plain
 from app.graphs.graph import COUNTER, WHOLE, Shown
 from app.graphs.module_builder import build_module
 from app.graphs.optimize import optimize
-from app.plain import plain
 from app.types import Arrays
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from app.errors import ArchitectureUnknown
-from app.plain import plain
+from app.errors import ArchitectureUnknown, plain
 from app.types import Array, Arrays, Size
 
 FOLDER: Final = Path(__file__).parent / "data"

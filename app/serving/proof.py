@@ -13,12 +13,11 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from app.engines.contract import Bind, Output
-from app.errors import ProofError, RequestError
+from app.errors import ProofError, RequestError, plain
 from app.photos.decode import Exif, decode
 from app.photos.transforms import (
     Preprocess,
 )
-from app.plain import plain
 
 TOLERANCE: Final = 0.02  # of any probability: a notebook on a GPU computes in TF32 or float16
 MAX_BYTES: Final = 50_000_000  # a dozen photos of half a megapixel have 5 MB

@@ -6,11 +6,9 @@ from app.checkpoints.module_tree import kinds, strange_modules
 from app.checkpoints.reader import Checkpoint
 from app.checkpoints.task import check_task
 from app.engines.contract import Network, fitted
-from app.engines.onnx_file import WholeNetwork
-from app.engines.onnx_trial import open_network
-from app.errors import ArchitectureUnknown, CheckpointError
+from app.engines.onnx_file import WholeNetwork, open_network
+from app.errors import ArchitectureUnknown, CheckpointError, plain
 from app.graphs.graph import channels_of, find_graph, with_color
-from app.plain import plain
 from app.types import Arrays
 
 AnyNetwork = Network | WholeNetwork

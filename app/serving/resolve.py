@@ -11,10 +11,9 @@ from msgspec import Struct
 
 from app.checkpoints.reader import Checkpoint
 from app.engines.contract import Recognized
-from app.errors import CheckpointError, ClassesMismatch, SettingsError
+from app.errors import CheckpointError, ClassesMismatch, SettingsError, plain
 from app.photos.decode import Exif
 from app.photos.transforms import Preprocess
-from app.plain import plain
 from app.serving.pixels import OF_PIXELS, TEXTS, choose_pixels
 from app.settings import DEMO, HINTS, PrecisionName, Settings, check
 

@@ -17,9 +17,8 @@ from typing import Any, Final
 import msgspec
 from PIL import Image, ImageOps
 
-from app.errors import SettingsError
+from app.errors import SettingsError, plain
 from app.photos.decode import MAX_PIXELS, MAX_SIDE
-from app.plain import plain
 from app.serving.card import ModelCard
 from app.serving.predictor import Prediction, Score
 from app.settings import DEMO, Settings

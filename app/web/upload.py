@@ -6,8 +6,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from starlette.requests import Request
 
-from app.errors import BadRequest, UnsupportedMedia
-from app.plain import plain
+from app.errors import BadRequest, UnsupportedMedia, plain
 from app.settings import Settings
 from app.web.multipart import MAX_FIELD, MAX_PARTS, Form, read_form
 from app.web.problems import too_large

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import DownloadError
+from app.errors import DownloadError, plain
 from app.fetching.transfer import Limits, transfer
-from app.plain import plain
 from tests.conftest import SECONDS
 from tests.http_server import Answer, Handler, send, send_range, serving
 

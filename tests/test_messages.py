@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import CheckpointError
-from app.plain import plain
+from app.errors import CheckpointError, plain
 
 BIDI = ("L", "R", "AL", "EN", "AN", "ES", "ET", "CS", "NSM", "ON", "WS", "BN")
 
