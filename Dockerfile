@@ -32,6 +32,8 @@ RUN useradd --uid 1000 --create-home app
 COPY --from=packages /packages /usr/local
 WORKDIR /srv
 COPY app app
+# settings.toml need not exist; buildah and kaniko want one file that does
+COPY LICENSE settings.tom[l] ./
 # Compile the imported modules, the standard library's too: under a read-only root each start would do it again.
 RUN python -c "import app.cli, app.web.process" \
     && chown app app/models

@@ -11,7 +11,7 @@ DOCKER ?= docker
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-serve: .venv/serve ## serve app/settings.toml (at first the demo) on http://127.0.0.1:8080; PORT= takes another port
+serve: .venv/serve ## serve your settings.toml, or else the demo, on http://127.0.0.1:8080; PORT= takes another port
 	$(BIN)/python -m app serve --port $(PORT)
 
 now: .venv/serve ## put it online with Vercel; ARGS=--prod deploys to the public link

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from app.errors import StartupError, plain
 from app.logs import open_standard_streams
-from app.settings import DEMO
-from app.settings_file import SETTINGS_FILE, load_settings
+from app.settings import DEMO, Settings
+from app.settings_file import find_settings, load_settings
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Return 0, or another exit code after one sentence on standard error."""
+def main(arguments: list[str] | None = None, program: str = "python -m app") -> int:
+    """Run one command of `program`. Return 0, or another exit code after one sentence on standard error."""
     open_standard_streams()
-    options = _parser().parse_args(arguments)
+    options = _parser(program).parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     warnings.filterwarnings("ignore", module="PIL")  # about metadata that it ignores
     for name in ("python_multipart", "app.web.protocol"):  # our own line reports a bad request
@@ -44,13 +44,19 @@ def _run(options: argparse.Namespace) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m app", description="Put a fastai image classifier online."
-    )
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description="Put a fastai image classifier online.")
+    parser.set_defaults(program=program)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="serve the page and POST /analyze")
+    serve.add_argument(
+        "model",
+        nargs="?",
+        default="",
+        metavar="FILE-or-LINK",
+        help="a checkpoint, in place of the settings file; an export needs no settings",
+    )
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all addresses (default: %(default)s)")
     serve.add_argument(
         "--port", type=_port, default=os.environ.get("PORT", "8080"), help="default: $PORT or 8080"
@@ -83,7 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     graph.add_argument("architecture", metavar="ARCHITECTURE", help="fastai's name for it, such as resnet101")
 
     for command in (serve, now, predict, check, fetch):
-        command.add_argument("--settings", type=Path, default=SETTINGS_FILE, metavar="FILE")
+        command.add_argument(
+            "--settings",
+            type=Path,
+            default=find_settings(),
+            metavar="FILE",
+            help="default: settings.toml in the working directory, or else the demo's",
+        )
+    serve.set_defaults(settings=None)  # beside a model it is read only if it is named
     return parser
 
 
@@ -97,8 +110,17 @@ def _port(text: str) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from app.web.process import serve
 
-    settings = load_settings(options.settings)
+    settings = _settings(options)
     if Path(settings.model_url) == DEMO:
-        logging.info("this is the demo: edit model_url and classes in %s to serve your own", options.settings)
+        logging.info("this is the demo; to serve your own file: %s serve FILE-or-LINK", options.program)
     serve(settings, options.host, options.port)
     return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """Return the settings of a model that is named on the command line, or else of the settings file."""
+    if not options.model:
+        return load_settings(options.settings or find_settings())
+    named = {name: text for name, text in os.environ.items() if name != "APP_MODEL_URL_FILE"}
+    named["APP_MODEL_URL"] = options.model
+    return load_settings(options.settings or Path(os.devnull), named)

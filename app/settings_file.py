@@ -15,9 +15,15 @@ from app.fetching.links import is_url
 from app.settings import HINTS, PLACES, Settings, check
 from app.toml_file import read_toml
 
-SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
+SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"  # the demo's
+OWN_FILE: Final = Path("settings.toml")  # in the working directory: git and upgrades leave it alone
 SIDES: Final = ("image_size", "presize")
 RENAMED: Final = {"exact": "write jpeg_downscale = true for exact = false"}
+
+
+def find_settings() -> Path:
+    """Return the settings file of the working directory, or else that of the demo."""
+    return OWN_FILE if OWN_FILE.is_file() else SETTINGS_FILE
 
 
 def load_settings(file: Path = SETTINGS_FILE, environment: Mapping[str, str] = os.environ) -> Settings:

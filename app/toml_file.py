@@ -17,7 +17,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(_text(content))
     except FileNotFoundError:
         raise SettingsError(
-            f"There is no settings file {file}; copy app/settings.toml from the project."
+            f"There is no settings file {file}: name one that exists, or write model_url and classes into it."
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{file} cannot be read: {error}. {_remedy(content)}") from error

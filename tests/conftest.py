@@ -155,10 +155,10 @@ class ServerProcess:
 
 
 @contextmanager
-def started(command: list[str], **environment: str) -> Iterator[ServerProcess]:
+def started(command: list[str], cwd: Path = ROOT, **environment: str) -> Iterator[ServerProcess]:
     """A server process, whose log is read; it is ended on the way out."""
     process = subprocess.Popen(
-        command, cwd=ROOT, env={**as_users_run(), **environment}, stderr=subprocess.PIPE, text=True
+        command, cwd=cwd, env={**as_users_run(), **environment}, stderr=subprocess.PIPE, text=True
     )
     server = ServerProcess(process)
     threading.Thread(target=server.read, daemon=True).start()

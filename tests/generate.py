@@ -47,14 +47,20 @@ GROUPS: Final = {
 
 SETTINGS_HEAD: Final = """# Settings
 
-Set them in `app/settings.toml` or as environment variables `APP_<NAME>`. A variable overrides the file,
-and the file overrides the default. A variable separates the items of a list by commas: `APP_CLASSES=cat,dog`.
-Paths in the file are relative to its folder; paths in a variable are relative to the working directory.
+Set them in a file `settings.toml` in the working directory, or as environment variables `APP_<NAME>`. A
+variable overrides the file, and the file overrides the default. `--settings FILE` names another file. Without
+any, the server takes the demo's, app/settings.toml, which lists all settings.
+
+A variable separates the items of a list by commas: `APP_CLASSES=cat,dog`. Paths in the file are relative to
+its folder; paths in a variable are relative to the working directory.
+
 `APP_<NAME>_FILE` names a file with the value, as Docker and Kubernetes mount secrets; a list has an item on
 each line: `APP_API_KEYS_FILE=/run/secrets/keys`.
 """
 
-TOML_HEAD: Final = """# The one file to edit. As it is, it serves the demo: ten kinds of garment.
+TOML_HEAD: Final = """# The settings of the demo: ten kinds of garment.
+# Write yours into another file, settings.toml at the top of the project, which upgrades leave alone.
+# It needs only the lines that you want.
 
 # 1. Your checkpoint: a link to the file (share links too), or a path relative to this file.
 {model_url}

@@ -20,7 +20,7 @@ from tests.generate import DOCUMENTS
 README = (ROOT / "README.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 BLOCK = re.compile(r"^[ ]*```(\w+)\n(.*?)^[ ]*```", re.S | re.M)
-PATH = re.compile(r"\b(?:app|tests|docs|notebook|examples|benchmarks)/[\w./-]*\w")
+PATH = re.compile(r"\b(?:app|fastai_now|tests|docs|notebook|examples|benchmarks)/[\w./-]*\w")
 
 
 def commands(page: Path) -> Iterator[list[str]]:

@@ -83,7 +83,7 @@ def test_the_image_is_small_and_holds_only_the_server(demo: str) -> None:
     with running(demo) as container:
         container.wait_for("ready after")
         inside = podman("exec", container.name, "sh", "-c", "ls /srv /srv/app/models; pip list")
-    assert inside.split()[:3] == ["/srv:", "app", "/srv/app/models:"]
+    assert inside.split()[:4] == ["/srv:", "LICENSE", "app", "/srv/app/models:"]
     assert "stage-2.pth" in inside
     packages = set(re.findall(r"^(\S+) +\d", inside, re.M))
     assert "onnxruntime" in packages

@@ -26,7 +26,7 @@ from app.settings_file import SETTINGS_FILE, load_settings
 
 APP: Final = SETTINGS_FILE.parent
 ROOT: Final = APP.parent
-BESIDE_APP: Final = ("Dockerfile", "requirements.txt", "requirements-serve.txt")
+BESIDE_APP: Final = ("Dockerfile", "LICENSE", "requirements.txt", "requirements-serve.txt")
 FREE_PLAN: Final = 100_000_000  # bytes that Vercel's Hobby plan takes from the command line
 ELSEWHERE: Final = "docs/deploy.md names other hosts for the same Dockerfile"
 FLAGS: Final = re.IGNORECASE | re.MULTILINE
@@ -210,7 +210,7 @@ def _links(output: str) -> str:
     if not production:
         lines.append(
             "This is a preview, which only you can see, unless you switch off the project's Deployment "
-            "Protection. For everybody: python -m app now --prod"
+            "Protection. For everybody: add the option --prod"
         )
     return "\n".join(lines)
 

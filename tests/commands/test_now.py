@@ -59,7 +59,9 @@ def tracked() -> list[str]:
 def intended() -> set[str]:
     """Return the files to deploy, derived from the tracked ones: app/, and the files that build it."""
     application = {name for name in tracked() if name.startswith("app/")}
-    return application | {*("Dockerfile", "requirements.txt", "requirements-serve.txt", "vercel.json")}
+    return application | {
+        *("Dockerfile", "LICENSE", "requirements.txt", "requirements-serve.txt", "vercel.json")
+    }
 
 
 # --- staging -----------------------------------------------------------------------------------------------
@@ -112,13 +114,17 @@ def test_a_checkpoint_behind_a_link_stays_there(tmp_path: Path) -> None:
 def test_other_hosts_get_the_image_and_a_checkpoint_that_git_ignores(patterns: str, checkout: Path) -> None:
     """git reads the patterns: these hosts say that theirs have its syntax."""
     (checkout / "app/models/bears.pth").write_bytes(b"a checkpoint")
+    (checkout / "settings.toml").write_text("model_url = 'app/models/bears.pth'")
     for junk in ("app/models/junk.download", ".venv/bin/python", "app/__pycache__/cli.pyc", ".env"):
         (checkout / junk).parent.mkdir(parents=True, exist_ok=True)
         (checkout / junk).write_text("not for the image")
     subprocess.run(["git", "init", "--quiet"], cwd=checkout, check=True)
     command = ["git", "ls-files", "--others", f"--exclude-from={patterns}"]
     listed = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout
-    assert {*listed.splitlines()} == (intended() - {"vercel.json"}) | {"app/models/bears.pth"}
+    assert {*listed.splitlines()} == (intended() - {"vercel.json"}) | {
+        "app/models/bears.pth",
+        "settings.toml",
+    }
 
 
 # --- the messages -------------------------------------------------------------------------------------------
@@ -283,7 +289,7 @@ def test_vercel_gets_the_intended_files_a_container_and_a_port(with_vercel: dict
     link, curl, preview = ended.stdout.splitlines()[-3:]
     assert link == "https://bears-1a2b3c.vercel.app"
     assert curl == f"curl -F file=@photo.jpg {link}/analyze"
-    assert "For everybody: python -m app now --prod" in preview
+    assert "For everybody: add the option --prod" in preview
 
 
 @pytest.mark.deploy

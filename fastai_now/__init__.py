@@ -1,0 +1,1 @@
+"""fastai-now as an installed package: its command, and for notebooks, its page in a cell."""
