@@ -4,6 +4,7 @@
     |- StartupError                  the server cannot start: one sentence, exit code 1
     |  |- SettingsError              invalid settings.toml or APP_ variable
     |  |- DownloadError              no file at the link or path
+    |  |  |- NotTheFile              another answer than the file, such as 404
     |  |  |- DownloadInterrupted     a retry may succeed; with `retry_after`
     |  |  `- ChecksumMismatch        another file than the expected one
     |  |- CheckpointError            a file that cannot be served
@@ -152,6 +153,10 @@ class SettingsError(StartupError):
 
 class DownloadError(StartupError):
     """A checkpoint that cannot be downloaded, or a path without a file."""
+
+
+class NotTheFile(DownloadError):
+    """An answer of the host that is not the file, such as 404 or a web page; another try would not help."""
 
 
 class DownloadInterrupted(DownloadError):

@@ -14,9 +14,11 @@ import numpy as np
 from msgspec import Struct
 
 from app.checkpoints.containers import Fetch, open_container
+from app.checkpoints.dialects import Translated, translate
 from app.checkpoints.foreign import EXPECTED, listed
 from app.checkpoints.labels import Labels, find_labels
 from app.checkpoints.learner_export import Export, read_export
+from app.checkpoints.onnx_data import data_files
 from app.checkpoints.records import BFLOAT16, Call, Tensor
 from app.checkpoints.weights import find_weights, unwrapped
 from app.errors import CheckpointError, plain
@@ -34,8 +36,10 @@ class Checkpoint(Struct, frozen=True):
     are views of the mapped file, of its own dtypes, except bfloat16, which is widened to float32; in a legacy
     file they may be unaligned. `export` has the other facts of a learner or model that was saved whole,
     `labels` the class names beside a state dict. `names` maps the names of the arrays to those in the file,
-    which may have the prefixes of wrappers. `unexpected` are the names in the pickle that loading it
-    would look up, and that no network, transform or data block needs.
+    which may have the prefixes of wrappers. `library` is one whose names were translated, `family` the start
+    of the names of architectures that it leaves. `unexpected` are the names in the pickle that loading it
+    would look up, and that no network, transform or data block needs. `beside` are the settings that the
+    files beside it decide; `data_files` the files of weights of an ONNX file, by the names that it has.
     """
 
     path: Path
@@ -45,13 +49,18 @@ class Checkpoint(Struct, frozen=True):
     export: Export | None = None
     names: Mapping[str, str] = {}
     labels: Labels = ()
+    library: str = ""
+    family: str = ""
     unexpected: tuple[str, ...] = ()
+    beside: Mapping[str, Any] = {}
+    data_files: Mapping[str, Path] = {}
 
     @property
     def known(self) -> Mapping[str, Any]:
         """Return the settings that the file itself decides, by name."""
         known = self.export.known if self.export else {}
-        return {"classes": self.labels, **known} if self.labels else known
+        own = {"classes": self.labels} if self.labels else {}
+        return {**self.beside, **own, **known}
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -86,20 +95,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         container = open_container(path)
         if container.kind == "onnx":
-            return Checkpoint(path, "onnx", {}, container.data)
+            named = data_files(memoryview(container.data), container.budget)
+            return Checkpoint(path, "onnx", {}, container.data, data_files=dict.fromkeys(named, path))
         export = read_export(container.tree, lambda tensor: _array("", tensor, container.fetch))
         tensors = export.tensors() if export else find_weights(container.tree, container.budget)
         names = dict(zip(tensors, tensors, strict=True)) if export else unwrapped(list(tensors))
         tensors = {name: tensors[own] for name, own in names.items()}
         arrays = dict(_arrays(tensors, container.fetch, len(container.data)))
+        translated = Translated(arrays, names) if export else translate(arrays, names)
         return Checkpoint(
             path,
             container.kind,
-            arrays,
+            translated.arrays,
             container.data,
             export,
-            names,
+            translated.names,
             find_labels(container.tree, container.budget),
+            translated.library,
+            translated.family,
             tuple(sorted(map(str, container.unexpected))),
         )
     except CheckpointError:

@@ -53,10 +53,10 @@ class WholeNetwork:
     channels = 3
     writer = "an exporter to ONNX"
 
-    def __init__(self, path: Path) -> None:
-        """Load the file, which must be complete. Raises CheckpointError unless it is an image classifier."""
+    def __init__(self, path: Path, data_files: Mapping[str, Path] | None = None) -> None:
+        """Load the file and those of its weights. Raises CheckpointError unless it is an image classifier."""
         try:
-            self._session = file_session(path)
+            self._session = file_session(path, data_files)
             inputs = self._session.get_inputs()
             sides = [side if isinstance(side, int) else None for side in inputs[0].shape]
             fits = len(inputs) == 1 and inputs[0].type in TYPES and len(sides) == 4 and 3 in sides[1::2]
@@ -171,10 +171,19 @@ class Limits(Struct, frozen=True):
         return self.base + self.multiple * size
 
 
-def open_network(path: Path, limits: Limits = Limits()) -> WholeNetwork:  # noqa: B008  # frozen
-    """Open an ONNX file that has passed a trial. Raises CheckpointError."""
-    memory = limits.memory(path.stat().st_size)
+def open_network(
+    path: Path,
+    data_files: Mapping[str, Path] | None = None,
+    limits: Limits = Limits(),  # noqa: B008  # frozen
+) -> WholeNetwork:
+    """Open an ONNX file that has passed a trial, with the files of its weights, by the names that it has.
+
+    Raises CheckpointError.
+    """
+    files = {name: each.absolute() for name, each in (data_files or {}).items()}
+    memory = limits.memory(sum(each.stat().st_size for each in (path, *files.values())))
     command = [sys.executable, "-m", __name__, str(path.absolute()), str(limits.seconds), str(memory)]
+    command += [str(each) for pair in files.items() for each in pair]
     with contextlib.suppress(subprocess.TimeoutExpired):
         trial = subprocess.run(  # noqa: S603  # our own module
             command,
@@ -186,15 +195,18 @@ def open_network(path: Path, limits: Limits = Limits()) -> WholeNetwork:  # noqa
         if trial.returncode == REFUSED:
             raise CheckpointError(trial.stdout.decode("utf-8", "replace"))
         if trial.returncode == 0:
-            return WholeNetwork(path)
+            return WholeNetwork(path, files)
     raise CheckpointError(
         f"The ONNX file does not answer two pictures within {limits.seconds} s and {memory / 1e9:.1f} GB of "
         "memory. No image classifier of its size needs more: export the network again."
     )
 
 
-def main(path: str, seconds: int, memory: int) -> int:
-    """Open and probe a file within the limits; print the reason why it is refused. Return an exit code."""
+def main(path: str, seconds: int, memory: int, *data_files: str) -> int:
+    """Open and probe a file within the limits; print the reason why it is refused. Return an exit code.
+
+    `data_files` are the names and paths of the files of its weights, in turn.
+    """
     with contextlib.suppress(ImportError):  # Windows has no such limits
         import resource
 
@@ -202,7 +214,7 @@ def main(path: str, seconds: int, memory: int) -> int:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        WholeNetwork(Path(path))
+        WholeNetwork(Path(path), dict(zip(data_files[::2], map(Path, data_files[1::2]), strict=True)))
     except CheckpointError as error:
         if "alloc" in str(error.__cause__).lower() or isinstance(error.__cause__, MemoryError):
             return TOO_MUCH
@@ -212,4 +224,4 @@ def main(path: str, seconds: int, memory: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))

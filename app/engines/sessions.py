@@ -1,6 +1,7 @@
 """ONNX Runtime's sessions: their options, and weights bound from memory."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,12 +19,18 @@ import onnxruntime as ort
 LARGE: Final = 100_000_000
 
 
-def file_session(path: Path) -> ort.InferenceSession:
-    """Return a session of an ONNX file that holds its own weights.
+def file_session(path: Path, data_files: Mapping[str, Path] | None = None) -> ort.InferenceSession:
+    """Return a session of an ONNX file; `data_files` are those of its weights, by the names that it has.
 
-    The file is loaded from bytes: from a path ONNX Runtime would open the other files that it may name.
+    All are loaded from bytes: from a path ONNX Runtime would open other files that the model may name.
     """
-    return ort.InferenceSession(path.read_bytes(), _options(), providers=["CPUExecutionProvider"])
+    options = _options()
+    if data_files:
+        contents = [each.read_bytes() for each in data_files.values()]
+        options.add_external_initializers_from_files_in_memory(
+            list(data_files), contents, [len(each) for each in contents]
+        )
+    return ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
 def bound_session(model: bytes, weights: Arrays, *, small: bool = False) -> ort.InferenceSession:

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, parse_qsl, urlencode, urljoin, urlsplit
 
-from app.errors import DownloadError, plain
+from app.errors import DownloadError, NotTheFile, plain
 
 PUBLIC: Final = "share it with everybody who has the link; it must download in a private browser window"
 
@@ -187,4 +187,4 @@ def behind_page(url: str, text: str) -> str:
     meaning, remedy = next(
         (rest for pattern, *rest in NAMED_PAGES if re.search(pattern, known, re.IGNORECASE)), ANY_PAGE
     )
-    raise DownloadError(f"{host(url)} answered with a web page ('{title}'): {meaning}; {remedy}.")
+    raise NotTheFile(f"{host(url)} answered with a web page ('{title}'): {meaning}; {remedy}.")

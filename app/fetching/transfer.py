@@ -20,7 +20,7 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
-from app.errors import DownloadError, DownloadInterrupted, plain
+from app.errors import DownloadError, DownloadInterrupted, NotTheFile, plain
 from app.fetching.links import behind_page, host, is_page
 
 CHUNK: Final = 1 << 20
@@ -225,7 +225,7 @@ def _check_answer(response: aiohttp.ClientResponse, part: PartialDownload) -> No
         part.validator = ""
         raise DownloadInterrupted(f"{at} has no rest of the file")
     if status != 200 and not (status == 206 and asked_for_rest):
-        raise DownloadError(
+        raise NotTheFile(
             f"{at} answered {status} {plain(response.reason)}; a 200 with the file was expected. Open the "
             "link in a private browser window: it must download without signing in."
         )

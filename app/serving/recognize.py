@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from app.checkpoints.dialects import OF_TRANSFORMERS, TRANSFORMERS
 from app.checkpoints.module_tree import kinds, strange_modules
 from app.checkpoints.reader import Checkpoint
 from app.checkpoints.task import check_task
 from app.engines.contract import Network, fitted
 from app.engines.onnx_file import WholeNetwork, open_network
 from app.errors import ArchitectureUnknown, CheckpointError, plain
-from app.graphs.graph import channels_of, find_graph, with_color
+from app.graphs.graph import Graph, channels_of, find_graph, fitting_graphs, with_color
 from app.types import Arrays
 
 AnyNetwork = Network | WholeNetwork
@@ -22,12 +23,12 @@ def recognize(checkpoint: Checkpoint, architecture: str = "", activation: str = 
     """
     check_numbers(checkpoint.arrays)
     if checkpoint.container == "onnx":
-        return open_network(checkpoint.path)
+        return open_network(checkpoint.path, checkpoint.data_files)
     module, names = checkpoint.module, checkpoint.names
     shapes = {names.get(name, name): array.shape for name, array in checkpoint.arrays.items()}
     check_task(shapes, kinds(module) if module else ())
     arrays, channels = with_color(checkpoint.arrays), channels_of(checkpoint.arrays)
-    graph = find_graph(arrays, architecture)
+    graph = _find(checkpoint, arrays, architecture)
     if module is None:
         return fitted(graph, arrays, channels, activation=activation)
     if strange := strange_modules(module, graph.architecture):
@@ -39,6 +40,24 @@ def recognize(checkpoint: Checkpoint, architecture: str = "", activation: str = 
         return fitted(graph, arrays, channels, module, activation)
     except CheckpointError as error:  # an unknown head, but its modules are in the file
         raise ArchitectureUnknown(str(error)) from error
+
+
+def _find(checkpoint: Checkpoint, arrays: Arrays, architecture: str) -> Graph:
+    """Return the graph that fits. Raises ArchitectureUnknown, CheckpointError."""
+    if checkpoint.family:
+        fitting = [graph.architecture for graph in fitting_graphs(arrays)]
+        architecture = next((each for each in fitting if each.startswith(checkpoint.family)), architecture)
+    try:
+        return find_graph(arrays, architecture)
+    except ArchitectureUnknown as error:
+        if checkpoint.library != TRANSFORMERS and not any(map(OF_TRANSFORMERS.match, arrays)):
+            raise
+        first = ", ".join([checkpoint.names.get(name, name) for name in arrays][:2])
+        raise CheckpointError(
+            f"The file is a network of {TRANSFORMERS} (it has {first}), of a kind or size that is not "
+            "shipped: run `optimum-cli export onnx --model FOLDER --task image-classification onnx`, and "
+            "deploy onnx/model.onnx."
+        ) from error
 
 
 def check_numbers(arrays: Arrays) -> None:
