@@ -20,6 +20,7 @@ from msgspec import Struct
 from app.checkpoints.budget import Budget
 from app.checkpoints.exported import CONFIG, WEIGHTS, read_config
 from app.checkpoints.foreign import check_start, cut_short, other_zip
+from app.checkpoints.onnx_data import data_files
 from app.checkpoints.records import BFLOAT16, Global, Nested, Storage, Tensor
 from app.checkpoints.unpickler import MAX_DIMENSIONS, Unpickler
 from app.errors import CheckpointError
@@ -41,8 +42,9 @@ SAFETENSORS_TYPES: Final[dict[str, np.dtype[Any]]] = {
 
 class Container(Struct, frozen=True):
     """An open file: `kind` is "zip", "legacy", "pickle", "safetensors" or "onnx", `tree` the object in it
-    (None in ONNX), `fetch` gives the numbers of its storages. `unexpected` are the names in its pickles that
-    no network, transform or data block needs; `budget` is the rest of it for the reader.
+    (in ONNX the names of its files of weights), `fetch` gives the numbers of its storages. `unexpected` are
+    the names in its pickles that no network, transform or data block needs; `budget` is the rest of it for
+    the reader.
     """
 
     kind: str
@@ -64,7 +66,8 @@ def open_container(path: Path) -> Container:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     budget = Budget.of(len(data))
     if is_onnx(start):
-        return Container("onnx", None, _no_storages, frozenset(), data, budget)
+        names = data_files(memoryview(data), budget)
+        return Container("onnx", names, _no_storages, frozenset(), data, budget)
     if is_safetensors(start):
         return Container("safetensors", *_read_safetensors(data), frozenset(), data, budget)
     if start.startswith(b"PK"):

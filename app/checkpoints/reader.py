@@ -6,26 +6,20 @@ Nothing of torch is needed, and no pickle is run. Does not know architectures or
 import mmap
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 from msgspec import Struct
 
-from app.checkpoints.containers import Fetch, open_container
-from app.checkpoints.dialects import Translated, translate
+from app.checkpoints.containers import open_container
 from app.checkpoints.foreign import EXPECTED, listed
 from app.checkpoints.labels import Labels, find_labels
 from app.checkpoints.learner_export import Export, read_export
-from app.checkpoints.onnx_data import data_files
-from app.checkpoints.records import BFLOAT16, Call, Tensor
-from app.checkpoints.weights import find_weights, unwrapped
+from app.checkpoints.records import Call
+from app.checkpoints.state_dict import read_array, read_state
 from app.errors import CheckpointError, plain
 from app.types import Array
-
-MAX_SHARING: Final = 4  # how often over the bytes of a file may be shared by tensors; tied weights share once
-MAX_TENSORS: Final = 10_000  # a densenet201 has 1,200
 
 
 class Checkpoint(Struct, frozen=True):
@@ -95,24 +89,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         container = open_container(path)
         if container.kind == "onnx":
-            named = data_files(memoryview(container.data), container.budget)
-            return Checkpoint(path, "onnx", {}, container.data, data_files=dict.fromkeys(named, path))
-        export = read_export(container.tree, lambda tensor: _array("", tensor, container.fetch))
-        tensors = export.tensors() if export else find_weights(container.tree, container.budget)
-        names = dict(zip(tensors, tensors, strict=True)) if export else unwrapped(list(tensors))
-        tensors = {name: tensors[own] for name, own in names.items()}
-        arrays = dict(_arrays(tensors, container.fetch, len(container.data)))
-        translated = Translated(arrays, names) if export else translate(arrays, names)
+            files = dict.fromkeys(container.tree, path)
+            return Checkpoint(path, "onnx", {}, container.data, data_files=files)
+        export = read_export(container.tree, lambda tensor: read_array("", tensor, container.fetch))
+        state = read_state(container, export.tensors() if export else None)
         return Checkpoint(
             path,
             container.kind,
-            translated.arrays,
+            state.arrays,
             container.data,
             export,
-            translated.names,
+            state.names,
             find_labels(container.tree, container.budget),
-            translated.library,
-            translated.family,
+            state.library,
+            state.family,
             tuple(sorted(map(str, container.unexpected))),
         )
     except CheckpointError:
@@ -126,42 +116,3 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"The file is damaged or not a checkpoint ({type(error).__name__}: {plain(error)}); "
             f"{EXPECTED}. Download it again, or save it again."
         ) from error
-
-
-def _arrays(tensors: dict[str, Tensor], fetch: Fetch, size: int) -> Iterator[tuple[str, Array]]:
-    """Read the arrays by name; a file of `size` bytes may share storages, but not claim many times that."""
-    if len(tensors) > MAX_TENSORS:
-        raise CheckpointError(f"The file holds {len(tensors):,} tensors, more than any network served here.")
-    total = 0
-    for name, tensor in tensors.items():
-        array = _array(name, tensor, fetch)
-        total += array.nbytes
-        if total > MAX_SHARING * size:
-            raise CheckpointError(
-                f"The tensors of the file overlap: they pretend to over {total:,} bytes of {size:,}."
-            )
-        yield name, array
-
-
-def _array(name: str, tensor: Tensor, fetch: Fetch) -> Array:
-    """Read the array of a tensor; bfloat16 as float32, of which it is the upper half of the bits."""
-    values = _strided(name, tensor, fetch(tensor.storage))
-    if values.dtype != BFLOAT16:
-        return values
-    return (values["bfloat16"].astype(np.uint32) << 16).view(np.float32)
-
-
-def _strided(name: str, tensor: Tensor, values: Array) -> Array:
-    """Return the view of a storage (numbers in a row) with checked offset, sizes and strides, in elements."""
-    last = tensor.offset + sum(
-        (size - 1) * stride for size, stride in zip(tensor.size, tensor.stride, strict=True)
-    )
-    count = int(np.prod(tensor.size, dtype=object)) if tensor.size else 1
-    if count == 0:
-        return np.empty(tensor.size, values.dtype)
-    if min(tensor.offset, *tensor.size, *tensor.stride, 0) < 0 or last >= len(values) or count > len(values):
-        raise CheckpointError(
-            f"The tensor {name} reaches beyond its storage of {len(values)} numbers: damaged file."
-        )
-    strides = [stride * values.itemsize for stride in tensor.stride]
-    return np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.size, strides, writeable=False)

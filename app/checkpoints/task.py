@@ -9,6 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from app.checkpoints.dialects import OF_TRANSFORMERS, TRANSFORMERS
 from app.checkpoints.foreign import ELSEWHERE
 from app.errors import CheckpointError, NotAClassifier
 
@@ -142,6 +143,17 @@ def _check_libraries(shapes: Shapes, kinds: list[str]) -> None:
             f"The file is of fastai 0.7, whose layers stand in one row ({quoted(list(shapes)[-2:])}) and "
             "whose preprocessing is not reproduced: train the network again with fastai 2."
         )
+
+
+def network_of_transformers(names: list[str]) -> CheckpointError | None:
+    """Make the error for a network of Hugging Face's transformers that is not shipped; None for any other."""
+    if not any(map(OF_TRANSFORMERS.match, names)):
+        return None
+    return CheckpointError(
+        f"The file is a network of {TRANSFORMERS} (it has {quoted(names)}), of a kind or size that is not "
+        "shipped: run `optimum-cli export onnx --model FOLDER --task image-classification onnx`, and deploy "
+        "onnx/model.onnx."
+    )
 
 
 def _check_inputs(shapes: Shapes) -> None:

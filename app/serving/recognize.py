@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from app.checkpoints.dialects import OF_TRANSFORMERS, TRANSFORMERS
 from app.checkpoints.module_tree import kinds, strange_modules
 from app.checkpoints.reader import Checkpoint
-from app.checkpoints.task import check_task
+from app.checkpoints.task import check_task, network_of_transformers
 from app.engines.contract import Network, fitted
 from app.engines.onnx_file import WholeNetwork, open_network
 from app.errors import ArchitectureUnknown, CheckpointError, plain
@@ -50,14 +49,9 @@ def _find(checkpoint: Checkpoint, arrays: Arrays, architecture: str) -> Graph:
     try:
         return find_graph(arrays, architecture)
     except ArchitectureUnknown as error:
-        if checkpoint.library != TRANSFORMERS and not any(map(OF_TRANSFORMERS.match, arrays)):
-            raise
-        first = ", ".join([checkpoint.names.get(name, name) for name in arrays][:2])
-        raise CheckpointError(
-            f"The file is a network of {TRANSFORMERS} (it has {first}), of a kind or size that is not "
-            "shipped: run `optimum-cli export onnx --model FOLDER --task image-classification onnx`, and "
-            "deploy onnx/model.onnx."
-        ) from error
+        if other := network_of_transformers([checkpoint.names.get(name, name) for name in arrays]):
+            raise other from error
+        raise
 
 
 def check_numbers(arrays: Arrays) -> None:

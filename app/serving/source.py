@@ -3,14 +3,11 @@
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from app.checkpoints.beside import CONFIG, ENDINGS, MAX_SIZE, PROCESSOR, read_beside
 from app.checkpoints.reader import Checkpoint, read_checkpoint
-from app.errors import CheckpointError
-from app.fetching.beside import fetch_beside, name_of
 from app.fetching.download import Fetched, fetch
 from app.progress import Report
+from app.serving.beside import completed
 from app.serving.proof import Proof, read_proof
 from app.settings import MODELS
 
@@ -33,30 +30,12 @@ async def read_source(location: str, report: Report, *, sha256: str = "", proof_
     """
     progress = _downloading(report)
     fetched = await fetch(location, MODELS, sha256=sha256, verify=read_checkpoint, progress=progress)
-    checkpoint = await _completed(fetched, location, progress)
+    checkpoint = await completed(fetched, location, progress)
     proof = None
     if proof_url:
         proof = (await fetch(proof_url, MODELS, verify=read_proof, progress=progress)).content
     report("reading", None)
     return Source(fetched, checkpoint, proof)
-
-
-async def _completed(fetched: Fetched[Checkpoint], location: str, progress: "Progress") -> Checkpoint:
-    """Return the checkpoint with what the files beside it say. Raises DownloadError, CheckpointError."""
-    checkpoint, at = fetched.content, fetched.path
-    if checkpoint.data_files:
-        folder = await fetch_beside(location, at, [*checkpoint.data_files], required=True, progress=progress)
-        if missing := [name for name in checkpoint.data_files if not (folder / name).is_file()]:
-            raise CheckpointError(
-                f"The ONNX file keeps its weights in {missing[0]}, which is not beside it: deploy both files "
-                "in one folder, or export it in one file."
-            )
-        return replace(checkpoint, data_files={name: folder / name for name in checkpoint.data_files})
-    if name_of(location).endswith(ENDINGS):
-        names = (CONFIG, PROCESSOR)
-        folder = await fetch_beside(location, at, names, size=MAX_SIZE, required=False, progress=progress)
-        return replace(checkpoint, beside=read_beside(folder))
-    return checkpoint
 
 
 def _downloading(report: Report) -> "Progress":

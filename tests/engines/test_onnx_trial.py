@@ -115,7 +115,7 @@ def nested(depth: int) -> Graph:
 
 
 def test_a_plain_network_passes(tmp_path: Path) -> None:
-    assert open_network(save(tmp_path / "a.onnx", nothing(0)), TIGHT).outputs == 2
+    assert open_network(save(tmp_path / "a.onnx", nothing(0)), limits=TIGHT).outputs == 2
 
 
 @pytest.mark.fault("M30")
@@ -128,7 +128,7 @@ def test_a_file_that_asks_for_more_than_its_size_explains_is_refused(
     path = save(tmp_path / "model.onnx", graph(size))
     before, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(CheckpointError, match=r"within 3 s and 0\.6 GB of memory|ONNX Runtime cannot"):
-        open_network(path, TIGHT)
+        open_network(path, limits=TIGHT)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
     assert time.process_time() - cpu < 1
 
@@ -137,11 +137,11 @@ def test_a_file_that_asks_for_more_than_its_size_explains_is_refused(
 def test_pictures_of_a_size_that_nobody_takes_are_refused(side: int, tmp_path: Path) -> None:
     path = save(tmp_path / "model.onnx", nothing(0), side)
     with pytest.raises(CheckpointError, match=r"at most 1024 px a side|cannot load"):
-        open_network(path, TIGHT)
+        open_network(path, limits=TIGHT)
 
 
 def test_the_sentence_of_the_trial_is_that_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x08\x09\x12\x07pytorch" + b"\xff" * 50)
     with pytest.raises(CheckpointError, match="ONNX Runtime cannot load the file"):
-        open_network(path, TIGHT)
+        open_network(path, limits=TIGHT)
