@@ -29,6 +29,7 @@
        |- NotExplained 501           this network has no heat map
        |- FetchFailed 502            no image at the link
        |- FetchTimeout 504
+       |- FeedbackFull 507
        `- Unavailable 503            with `retry_after`
           `- QueueTimeout 503        the photo's deadline has passed
 
@@ -79,6 +80,7 @@ Code = Literal[
     "queue-timeout",
     "model-loading",
     "fetch-timeout",
+    "feedback-full",
 ]
 
 # code -> HTTP status and meaning; docs/errors.md and /openapi.json are generated from it
@@ -86,7 +88,7 @@ CODES: Final[Mapping[Code, tuple[int, str]]] = {
     "bad-request": (400, "The request is not valid HTTP, or its method does not exist."),
     "empty-file": (400, "The file has 0 bytes."),
     "no-file": (400, "The request has no file."),
-    "too-many-files": (400, "The form has too many files: one is allowed, or several with `?many=1`."),
+    "too-many-files": (400, "The form has several files; one is allowed."),
     "too-many-parts": (400, "The form has too many parts."),
     "field-too-large": (400, "A text field, or the whole form without its file, is too large."),
     "malformed-multipart": (400, "The body is not valid multipart/form-data."),
@@ -97,10 +99,7 @@ CODES: Final[Mapping[Code, tuple[int, str]]] = {
     "request-timeout": (408, "The headers or the body arrived too slowly."),
     "payload-too-large": (413, "The upload is larger than `max_upload_mb`."),
     "uri-too-long": (414, "The address is too long."),
-    "unsupported-media-type": (
-        415,
-        "The content type is not multipart/form-data, image/*, application/octet-stream or application/json.",
-    ),
+    "unsupported-media-type": (415, "The content type is neither multipart/form-data nor image/*."),
     "unrecognised-image": (415, "The file is not a picture in a known format."),
     "format-not-allowed": (415, "The picture has a format that the server does not decode, such as HEIC."),
     "not-an-image": (415, "The link leads to a file that is not an image."),
@@ -121,6 +120,7 @@ CODES: Final[Mapping[Code, tuple[int, str]]] = {
     "queue-timeout": (503, "The photo waited past its deadline; the header Retry-After says when to retry."),
     "model-loading": (503, "The server is still starting; the header Retry-After says when to retry."),
     "fetch-timeout": (504, "The link's host was too slow."),
+    "feedback-full": (507, "The place for feedback is full."),
 }
 
 
@@ -288,6 +288,16 @@ class FetchTimeout(RequestError):
 
     status = 504
     code = "fetch-timeout"
+
+
+class FeedbackFull(RequestError):
+    """A photo with its class that cannot be kept: the place for them is full."""
+
+    status = 507
+    code = "feedback-full"
+
+    def __init__(self) -> None:
+        super().__init__("No more photos can be kept here. The owner of this page must make room.")
 
 
 class BadOutput(RequestError):

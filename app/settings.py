@@ -208,6 +208,20 @@ class Settings(Struct, frozen=True, kw_only=True):
             description="The page's address, for previews of links to it.",
         ),
     ] = ""
+    feedback: Annotated[
+        str,
+        Meta(
+            description="Visitors may send a photo with its right class: to this folder, or this https "
+            "address. Off by default."
+        ),
+    ] = ""
+    feedback_days: Annotated[
+        int, Meta(ge=1, le=3650, description="Days for which the folder keeps a photo that was sent.")
+    ] = 90
+    show_proof: Annotated[
+        bool,
+        Meta(description="Beside an unsure answer, show the photos of the proof that are most alike."),
+    ] = False
     # not a setting itself: the names that the file or the environment sets, also where they set the default
     explicit: frozenset[str] = frozenset()
 
@@ -216,7 +230,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         return name in self.explicit or getattr(self, name) != DEFAULTS[name]
 
 
-PLACES: Final = ("model_url", "proof_url", "samples")  # links or paths
+MAX_FEEDBACK: Final = 2000  # photos in the folder of `feedback`
+PLACES: Final = ("model_url", "proof_url", "samples", "feedback")  # links or paths
 HINTS: Final = {
     name: hint
     for name, hint in typing.get_type_hints(Settings, include_extras=True).items()
@@ -244,11 +259,7 @@ def check(settings: Settings) -> None:
             raise SettingsError(
                 f"trusted_proxies has {network!r}; an address or a network was expected, such as 10.0.0.0/8."
             ) from None
-    if settings.unfamiliar_below and not settings.proof_url:
-        raise SettingsError(
-            f"unfamiliar_below is {settings.unfamiliar_below}, but familiarity needs the photos of a proof: "
-            "set proof_url, or remove unfamiliar_below."
-        )
+    _check_together(settings)
     finite = all(map(math.isfinite, settings.mean + settings.std))
     if (
         not finite
@@ -258,4 +269,23 @@ def check(settings: Settings) -> None:
         raise SettingsError(
             f"mean is {list(settings.mean)} and std {list(settings.std)}; three finite numbers were "
             "expected, or one for gray photos, and positive ones in std."
+        )
+
+
+def _check_together(settings: Settings) -> None:
+    """Check the settings that need, or exclude, another one. Raises SettingsError."""
+    if settings.feedback.lower().startswith("http://"):
+        raise SettingsError(
+            f"feedback is {settings.feedback}, where anybody on the way could see the photos. Use https."
+        )
+    if settings.feedback and settings.multi_label:
+        raise SettingsError(
+            "feedback has one class for each photo, but multi_label has several. Remove one of the two."
+        )
+    if settings.show_proof and not settings.proof_url:
+        raise SettingsError("show_proof shows the photos of a proof: set proof_url, or remove show_proof.")
+    if settings.unfamiliar_below and not settings.proof_url:
+        raise SettingsError(
+            f"unfamiliar_below is {settings.unfamiliar_below}, but familiarity needs the photos of a proof: "
+            "set proof_url, or remove unfamiliar_below."
         )

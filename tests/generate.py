@@ -25,6 +25,7 @@ from app import __version__
 from app.engines.grad_cam import Explanation
 from app.errors import CODES
 from app.serving.card import ModelCard
+from app.serving.familiarity import Neighbor
 from app.serving.predictor import Prediction
 from app.settings import DEFAULTS, ENGINES, HINTS
 from app.settings_file import SETTINGS_FILE
@@ -33,7 +34,7 @@ from tests import faults, support
 
 ROOT: Final = Path(__file__).parent.parent
 OPENAPI: Final = ROOT / "app" / "web" / "view" / "openapi.json"
-ANSWERS: Final = (Prediction, Explanation, ModelCard, Failure)
+ANSWERS: Final = (Prediction, Explanation, ModelCard, Failure, Neighbor)
 
 # The first setting of each group, and the heading of the group.
 GROUPS: Final = {

@@ -3,20 +3,15 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 from app.cpus import usable_cores
-from app.memory import return_free_pages, return_large_blocks
+from app.memory import return_free_pages
 from app.types import Arrays
 
 # From 1.29 on, ONNX Runtime's own builds for Linux report every opened model to Microsoft, unless this is set
 # before the library is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
-
-# bytes. While it optimizes, ONNX Runtime holds the weights up to three times; twice if freed blocks are
-# returned at once, which makes a session half as long again. Networks of this size need the memory more.
-LARGE: Final = 100_000_000
 
 
 def file_session(path: Path, data_files: Mapping[str, Path] | None = None) -> ort.InferenceSession:
@@ -39,8 +34,6 @@ def bound_session(model: bytes, weights: Arrays, *, small: bool = False) -> ort.
     ONNX Runtime copies most weights into the order that it computes in; `small` spares these copies, and is
     slower.
     """
-    if sum(array.nbytes for array in weights.values()) > LARGE:
-        return_large_blocks()
     options = _options()
     if small:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

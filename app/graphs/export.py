@@ -186,8 +186,7 @@ def _export(
     """The two files of a graph, in one go: first the .onnx, since the .json says that both are there."""
     torch = importlib.import_module("torch")
     dynamic = dict.fromkeys((0,) if fixed else (0, 2, 3), torch.export.Dim.DYNAMIC)
-    # with one size the paddings are numbers, and the windows of adaptive pools are fitted to the map
-    same_padded = set() if fixed else _without_same_padding(model)
+    same_padded = _without_same_padding(model)
     program = torch.onnx.export(
         model,
         (pixels,),

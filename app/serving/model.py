@@ -1,18 +1,15 @@
 """An open model: the functions that answer, the rules for an answer, and the card that describes it."""
 
-from collections.abc import Sequence
-
-import numpy as np
 from msgspec import Struct
 
-from app.engines.contract import Network, Output, Prepare, Recognized, Run
+from app.engines.contract import Network, Prepare, Recognized, Run
 from app.engines.grad_cam import Explainer
 from app.photos.decode import Exif
 from app.serving.card import ModelCard, describe
+from app.serving.familiarity import Familiarity, familiarity
 from app.serving.prove import Proven
 from app.serving.resolve import Recipe
 from app.serving.source import Source
-from app.types import Float32, Size
 
 
 class AnswerRules(Struct, frozen=True):
@@ -22,17 +19,6 @@ class AnswerRules(Struct, frozen=True):
     threshold: float = 0.5
     unsure_below: float = 0.0
     unfamiliar_below: float = 0.0
-
-
-class Familiarity:
-    """The similarity of photos to the photos of the proof."""
-
-    def __init__(self, outputs: Sequence[Output]) -> None:
-        self._reference_features = l2_normalize(np.stack([output.features for output in outputs]))
-
-    def __call__(self, output: Output) -> float:
-        """Return the highest cosine similarity to any proof photo, from -1 to 1."""
-        return float((self._reference_features @ l2_normalize(output.features)).max())
 
 
 class Model(Struct, frozen=True):
@@ -49,7 +35,7 @@ class Model(Struct, frozen=True):
     run: Run
     callers: int
     exif: Exif
-    decode_size: Size | None = None
+    decode_size: tuple[int, int] | None = None
     familiarity: Familiarity | None = None
     explain: Explainer | None = None
 
@@ -69,12 +55,6 @@ def assemble(source: Source, network: Recognized, recipe: Recipe, proven: Proven
         callers=engine.callers,
         exif=recipe.exif,
         decode_size=preprocess.least if recipe.jpeg_downscale and not engine.exact else None,
-        familiarity=Familiarity(proven.outputs) if proven.outputs else None,
+        familiarity=familiarity(proven.outputs, source.proof, recipe.exif, recipe.show_proof),
         explain=explain,
     )
-
-
-def l2_normalize(vectors: Float32) -> Float32:
-    """Scale (..., features) vectors to length 1; zero vectors stay zero and are similar to nothing."""
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ The server and the command line await the same method. Knows nothing of HTTP, no
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Annotated, Any
 
@@ -49,6 +49,7 @@ class Predictor:
 
     def __init__(self, model: Model, metrics: Metrics) -> None:
         self.card = model.card
+        self.familiarity = model.familiarity
         self._model = model
         self._decoder = Decoder(model.exif, model.decode_size)
         stage = metrics.seconds.labels
@@ -74,10 +75,17 @@ class Predictor:
         NaN or infinite scores, QueueTimeout if it waits beyond `deadline` (by time.monotonic). A photo that
         times out or is cancelled in the queue is not computed.
         """
+        return self._prediction(await self.output(data, deadline))
+
+    async def output(self, data: bytes, deadline: float = math.inf) -> Output:
+        """Return the network's output for the bytes of one photo. Raises the errors of `predict`."""
         with self._metrics.seconds.labels("decode").time():
             item = await self._decoder.apply(self._model.prepare, data, deadline)
-        answer = await self._batcher.submit(item, deadline)
-        return self._prediction(answer)
+        return await self._batcher.submit(item, deadline)
+
+    async def apply(self, work: Callable[[Any], bytes], data: bytes, deadline: float = math.inf) -> bytes:
+        """Return `work` of the upright RGB image that the network is shown. Raises the errors of `decode`."""
+        return await self._decoder.apply(work, data, deadline)
 
     async def explain(self, data: bytes, deadline: float = math.inf, label: str = "") -> Explanation:
         """Return where on the photo the network found the class `label`, or the likeliest one.

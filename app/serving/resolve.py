@@ -43,6 +43,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     precision: PrecisionName
     notes: tuple[str, ...] = ()
     raw_scores: str = ""
+    show_proof: bool = False
 
 
 def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> Recipe:
@@ -82,6 +83,7 @@ def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> 
         threshold=complete.threshold,
         unsure_below=complete.unsure_below,
         unfamiliar_below=complete.unfamiliar_below,
+        show_proof=complete.show_proof,
         engine=complete.engine,
         precision=complete.precision,
         notes=tuple(notes),

@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from app.metrics import Metrics
 from app.settings import Settings
 from app.web.access import set_session
-from app.web.analysis import analyze, explain
+from app.web.analysis import photo_routes
 from app.web.middleware import around_requests
 from app.web.pages import VIEW, Pages
 from app.web.problems import HANDLERS, as_json, language_of
@@ -43,8 +43,8 @@ def create_app(settings: Settings, on_failure: OnFailure) -> Starlette:
 
         async def open_service() -> None:
             await service.open()
-            if service.card:
-                pages.opened(service.card)
+            if service.phase == "ready":
+                pages.opened(service.predictor.card)
 
         opening = asyncio.create_task(open_service())
         yield {"service": service, "pages": pages}
@@ -60,8 +60,7 @@ def create_app(settings: Settings, on_failure: OnFailure) -> Starlette:
             Route("/worker.js", worker, middleware=packed),
             Route("/preview.jpg", preview),
             Route("/samples/{number:int}", sample),
-            Route("/analyze", analyze, methods=["GET", "POST"] if settings.allow_url else ["POST"]),
-            Route("/explain", explain, methods=["POST"]),
+            *photo_routes(settings),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/model", model),
@@ -99,7 +98,9 @@ async def page(request: Request) -> Response:
 
 async def api_page(request: Request) -> Response:
     """GET /api: the documentation for programs, and the model card as a table."""
-    return HTMLResponse(request.state.pages.api(request.state.service.card), headers=FRESH)
+    service = request.state.service
+    card = service.predictor.card if service.phase == "ready" else None
+    return HTMLResponse(request.state.pages.api(card), headers=FRESH)
 
 
 async def stylesheet(request: Request) -> Response:
@@ -158,6 +159,10 @@ async def openapi(request: Request) -> Response:
         del document["paths"]["/analyze"]["get"]
     if not settings.metrics:
         del document["paths"]["/metrics"]
+    if not settings.feedback:
+        del document["paths"]["/feedback"], document["paths"]["/feedback/{key}"]
+    if not settings.show_proof:
+        del document["paths"]["/nearest"]
     return JSONResponse(document)
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from string import Template
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from PIL import Image, ImageOps
@@ -21,7 +22,7 @@ from app.errors import SettingsError, plain
 from app.photos.decode import MAX_PIXELS, MAX_SIDE
 from app.serving.card import ModelCard
 from app.serving.predictor import Prediction, Score
-from app.settings import DEMO, Settings
+from app.settings import DEMO, MAX_FEEDBACK, Settings
 from app.web.colors import color_rules, ground
 from app.web.languages import DEFAULT, choose_language, load_texts
 from app.web.preview import draw_preview, preview_tags
@@ -92,6 +93,10 @@ class Pages:
             "scaling": self._scaling(),
             "texts": texts["script"] | texts["both"],
         }
+        if self._settings.feedback:
+            data["feedback"] = texts["feedback"] | self._feedback()
+        if self._settings.show_proof:
+            data["proof"] = texts["proof"]
         script = json.dumps(data, ensure_ascii=False).replace(
             "<", "\\u003c"
         )  # nothing in it ends the element
@@ -103,7 +108,21 @@ class Pages:
             preview_tags=self._preview_tags,
             samples=self._samples_html(language),
             languages=self._languages_html(language),
+            feedback=self._feedback_html(language),
         )
+
+    def _feedback(self) -> dict[str, Any]:
+        """Return what the page says before it sends a photo with its right class."""
+        place = self._settings.feedback
+        host = urlsplit(place).netloc if place.startswith("https://") else ""
+        kept = {"days": self._settings.feedback_days, "count": MAX_FEEDBACK}
+        return {"host": host.rpartition("@")[2]} if host else kept
+
+    def _feedback_html(self, language: str) -> str:
+        if not self._settings.feedback:
+            return ""
+        text = html.escape(self._words(language)["not_right"])
+        return f'<p><button type="button" class="link" id="not-right" data-do="feedback">{text}</button></p>'
 
     def _scaling(self) -> str:
         """Which photos the browser makes smaller: "large" ones, those "over" a limit, or "never" any."""

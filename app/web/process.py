@@ -6,6 +6,7 @@ import signal
 
 from app.errors import StartupError
 from app.logs import start_logging
+from app.memory import return_large_blocks
 from app.photos.limits import silence_libtiff
 from app.settings import Settings
 from app.web.app import create_app
@@ -18,6 +19,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     Raises StartupError if the model cannot be opened, or the server cannot listen.
     """
     silence_libtiff()
+    return_large_blocks()
     with contextlib.closing(start_logging(settings.log_format)):
         # its line on an address that cannot be bound; ours has the remedy
         logging.getLogger("uvicorn.error").addFilter(lambda record: not isinstance(record.msg, OSError))

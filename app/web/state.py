@@ -12,7 +12,7 @@ from typing import Final
 from app.errors import StartupError, Unavailable
 from app.logs import log_progress
 from app.metrics import Metrics
-from app.serving.card import ModelCard
+from app.serving.feedback import Feedback, open_feedback
 from app.serving.opening import open_model
 from app.serving.predictor import Predictor
 from app.settings import Settings
@@ -20,6 +20,8 @@ from app.web.access import ApiKeys, RateLimiter
 
 STARTING_RETRY: Final = 2  # seconds
 MAX_FETCHING: Final = 6  # images fetched at the same time: as much memory as uploads have
+
+HOUR: Final = 3600  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,9 @@ class Service:
         self.keys = ApiKeys(settings.api_keys)
         self.limiter = RateLimiter(settings.rate_limit)
         self.fetching = asyncio.Semaphore(MAX_FETCHING)
+        self.feedback: Feedback | None = None
         self._predictor: Predictor | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self.phase = "starting"
         self.percent: int | None = None
         self.received: int | None = None
@@ -54,11 +58,6 @@ class Service:
                 retry_after=STARTING_RETRY,
             )
         return self._predictor
-
-    @property
-    def card(self) -> ModelCard | None:
-        """Return the model card once the predictor is open, else None."""
-        return None if self._predictor is None else self._predictor.card
 
     def report(
         self, phase: str, percent: int | None, received: int | None = None, total: int | None = None
@@ -79,7 +78,9 @@ class Service:
         """Open the predictor; hand a failure to `on_failure`."""
         start = time.monotonic()
         try:
-            self._predictor = Predictor(await open_model(self.settings, self.report), self.metrics)
+            predictor = Predictor(await open_model(self.settings, self.report), self.metrics)
+            self.feedback = open_feedback(self.settings, predictor.card.classes)
+            self._predictor = predictor
         except Exception as error:  # an unexpected one must not leave a server that never gets ready
             self.report("failed", None)
             if not isinstance(error, StartupError):
@@ -92,9 +93,23 @@ class Service:
             card = self._predictor.card
             self.metrics.model.info({"architecture": card.architecture, "sha256": card.sha256})
             self.report("ready", 100)
+            if self.feedback:
+                self._sweeping = asyncio.create_task(sweep_hourly(self.feedback))
             logger.info("ready after %.2f s", time.monotonic() - start)
 
     async def close(self) -> None:
         """Finish the requests under way and close the predictor."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         if self._predictor is not None:
             await self._predictor.close()
+
+
+async def sweep_hourly(feedback: Feedback) -> None:
+    """Delete the photos whose time is over, also where nobody sends a new one."""
+    while True:
+        try:
+            await feedback.sweep()
+        except OSError as error:
+            logger.warning("feedback cannot be swept: %s", error)
+        await asyncio.sleep(HOUR)

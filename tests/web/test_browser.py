@@ -9,7 +9,7 @@ import shutil
 import struct
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from tests.browser import (
     answer,
     api,
     choose,
-    chromium,
     in_state,
     live,
     new_page,
@@ -47,42 +46,6 @@ AXE = NODE_MODULES / "axe-core" / "axe.min.js"
 LIGHTHOUSE = NODE_MODULES / ".bin" / "lighthouse"
 MAX_WEIGHT, MAX_REQUESTS = 30_000, 5  # bytes and requests before a photo is chosen
 NO_SCROLL = "document.documentElement.scrollWidth <= window.innerWidth"
-
-
-@pytest.fixture(scope="module")
-def demo(start_server: Callable[..., ServerProcess]) -> ServerProcess:
-    """The server as it is before anything is edited."""
-    server = start_server()
-    server.wait_for("ready after")
-    return server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium."""
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here (Debian: apt-get install chromium): the page is not tested")
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Open pages; none leaves a message in its console, but for answers that are errors."""
-    pages, messages = [], []
-
-    def opened(*arguments: Any, **options: Any) -> Any:
-        page = new_page(browser, *arguments, **options)
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        pages.append(page)
-        return page
-
-    yield opened
-    for page in pages:
-        page.unroute_all(behavior="ignoreErrors")
-        page.context.close()
-    assert [text for text in messages if "Failed to load resource" not in text] == []
 
 
 def headline(page: Any) -> str:

@@ -26,6 +26,7 @@ REQUESTS = {  # how each is made; those that take a photo in every documented wa
     "GET /openapi.json": [{}],
     "GET /analyze": [{"params": {"url": "IMAGE"}}],
     "POST /analyze": [FORM, BODY, JSON, {"files": {"url": (None, "IMAGE")}}, {"data": {"url": "IMAGE"}}],
+    "POST /picture": [FORM, BODY, JSON],
     "POST /explain": [FORM, BODY, JSON, {**FORM, "params": {"label": BEARS[0]}}],
 }
 

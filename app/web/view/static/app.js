@@ -4,7 +4,7 @@
 // answer, many (several photos) and live (the camera). Parts that not every visit needs are loaded when they are used.
 
 import {
-  Problem, ask, fill, find, isolated, number, percent, phase, ready, share, texts, unreachable,
+  Problem, ask, fill, find, isolated, number, percent, phase, proof, ready, share, texts, unreachable,
 } from "./core.js";
 
 const SHOWN = 5; // classes before "show all"
@@ -98,6 +98,7 @@ export function showScores(answer) {
   find("rest-scores").start = SHOWN + 1;
   find("rest-scores").replaceChildren(...predictions.slice(SHOWN).map(row));
   find("rest").hidden = predictions.length <= SHOWN;
+  find("nearest").hidden = true;
   find("all").textContent = fill(texts.all, { count: predictions.length });
   return result;
 }
@@ -110,6 +111,8 @@ function showAnswer({ photo, upload, answer, milliseconds }) {
       + (upload === photo ? "" : ` ${fill(texts.shrunk, { sent: size(upload.size), size: size(photo.size) })}`);
   hideReasons();
   enter("answer");
+  if (upload.type !== "image/jpeg") import("./seen.js").then(({ see }) => see(), () => {});
+  if (answer.unsure && proof) import("./nearest.js").then(({ show }) => show(), () => {});
   const headline = headlineOf(answer);
   say(answer.unsure ? `${headline}. ${find("unsure-hint").textContent}`
     : fill(texts.announce, { headline, percent: percent(answer.confidence) }));
@@ -146,12 +149,16 @@ export function clear() {
 function stage(photo, rest = {}) {
   job.control.abort();
   job = { photo, upload: null, answer: null, control: new AbortController(), ...rest };
+  showPhoto(photo);
+  hideReasons();
+}
+
+export function showPhoto(photo) {
   const image = find("photo");
   URL.revokeObjectURL(image.src);
   image.src = find("backdrop").src = URL.createObjectURL(photo);
   image.hidden = false;
   find("no-preview").hidden = true;
-  hideReasons();
 }
 
 export function choose(photo) {
@@ -253,12 +260,18 @@ async function drop({ items, files }) {
 document.querySelector("[data-do=live]").classList.toggle("gone", !navigator.mediaDevices); // not over plain http
 find("file").multiple = true; // the form itself sends one
 
+async function takeFolder(files) {
+  take((await import("./many.js")).photosIn(files));
+}
+
 function takeFrom(input) {
-  if (input.files.length) take([...input.files]);
+  const files = [...input.files];
+  if (files.length && input.webkitdirectory) takeFolder(files);
+  else if (files.length) take(files);
   input.value = ""; // so that the same photo can be chosen again
 }
 
-for (const input of [find("file"), find("camera")]) {
+for (const input of [find("file"), find("camera"), find("folder")]) {
   input.addEventListener("change", () => takeFrom(input));
   takeFrom(input); // a photo may be chosen before this script has loaded
 }
@@ -290,6 +303,7 @@ const ACTIONS = {
   csv: async () => (await import("./many.js")).saveCsv(),
   json: async () => (await import("./many.js")).saveJson(),
   again: async () => (await import("./many.js")).retry(),
+  feedback: async () => (await import("./feedback.js")).offer(),
   why: async () => (await import("./why.js")).toggle(),
   sample: ({ value }) => trySample(value),
 };

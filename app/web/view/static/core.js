@@ -2,7 +2,7 @@
 
 export const find = (id) => document.getElementById(id);
 export const {
-  texts, phase, maxBytes, maxPixels, maxSide, scaling,
+  texts, phase, maxBytes, maxPixels, maxSide, scaling, feedback, proof,
 } = JSON.parse(find("page").textContent);
 
 const TICK = 1000; // milliseconds between two looks at a server that is starting, and of the countdown
@@ -69,7 +69,7 @@ function send(path, photo, signal, progress = () => {}) {
     request.responseType = "json";
     request.timeout = PATIENCE;
     request.upload.onprogress = ({ loaded, total }) => progress(loaded / total);
-    request.onload = () => (request.status === 200 ? resolve(request.response) : reject(refusal(request)));
+    request.onload = () => (request.status < 300 ? resolve(request.response) : reject(refusal(request)));
     request.onerror = () => reject(unreachable());
     request.ontimeout = () => reject(new Problem("slow"));
     signal.addEventListener("abort", () => request.abort());

@@ -3,6 +3,7 @@
 import { AGAIN, enter, headlineOf, newBatch, open, say } from "./app.js";
 import { Problem, ask, fill, find, loaded, percent, texts } from "./core.js";
 import { newId, recall, remember } from "./history.js";
+import { pictureOf } from "./seen.js";
 
 const THUMB = 320; // px, of the square on a card
 const PHOTOS = /\.(jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf])$/i; // in a folder; what is chosen by hand is all tried
@@ -14,8 +15,10 @@ let items = []; // { id, name, photo, card, answer, upload, problem }
 // The dropped photos, folders within folders too.
 export async function fromFolders(entries) {
   const found = await Promise.all(entries.map(walk));
-  return found.flat().filter(({ name }) => PHOTOS.test(name) && !name.startsWith("."));
+  return photosIn(found.flat());
 }
+
+export const photosIn = (files) => files.filter(({ name }) => PHOTOS.test(name) && !name.startsWith("."));
 
 async function walk(entry) {
   if (entry.isFile) return [await new Promise((resolve, reject) => { entry.file(resolve, reject); })];
@@ -43,7 +46,7 @@ export async function restore(ids) {
       .filter(({ answer }) => answer);
     for (const item of items) item.card = card(item);
     show();
-    for (const item of items) await draw(item, await imageOf(item.photo));
+    for (const item of items) await draw(item, await imageOf(item.photo)) || await drawSeen(item);
   }
   enter(items.length ? "many" : "idle");
   progress();
@@ -65,6 +68,7 @@ async function run(todo) {
     await draw(item, image);
     try {
       Object.assign(item, await ask(item.photo, image, signal, (text, done, hint) => progress(hint)));
+      if (!image.naturalWidth) await drawSeen(item, signal);
       remember(item.id, { name: item.name, upload: item.upload, answer: item.answer });
     } catch (error) {
       if (signal.aborted) return;
@@ -126,7 +130,7 @@ async function imageOf(photo) {
   return loaded(image);
 }
 
-// The middle of the photo on its card; a photo that the browser cannot show leaves it empty.
+// The middle of the photo on its card; false for a photo that the browser cannot show.
 async function draw(item, image) {
   const canvas = item.card.querySelector("canvas");
   const { naturalWidth: width, naturalHeight: height } = image;
@@ -136,6 +140,13 @@ async function draw(item, image) {
     canvas.getContext("2d").drawImage(image, (width - side) / 2, (height - side) / 2, side, side, 0, 0, THUMB, THUMB);
   }
   URL.revokeObjectURL(image.src);
+  return Boolean(side);
+}
+
+// What only the server can show.
+async function drawSeen(item, signal) {
+  const picture = await pictureOf(item.photo, signal);
+  if (picture) await draw(item, await imageOf(picture));
 }
 
 // --- files ---------------------------------------------------------------------------------------------------------

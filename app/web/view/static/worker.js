@@ -4,7 +4,8 @@
 
 const NAME = "page";
 const SHELL = ["./", "static/style.css", "static/app.js", "static/core.js", "static/why.js", "static/many.js",
-  "static/live.js", "static/share.js", "static/history.js", "static/icon.svg", "manifest.webmanifest"];
+  "static/seen.js", "static/nearest.js", "static/feedback.js", "static/live.js", "static/share.js", "static/history.js",
+  "static/icon.svg", "manifest.webmanifest"];
 
 self.addEventListener("install", (event) => {
   event.waitUntil(caches.open(NAME).then((cache) => cache.addAll(SHELL)));
