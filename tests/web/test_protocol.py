@@ -215,6 +215,19 @@ def test_a_newcomer_takes_the_place_of_the_connection_that_is_silent_for_longest
         one.close()
 
 
+def test_an_upload_keeps_its_place_while_others_are_idle(address: tuple[str, int]) -> None:
+    with contextlib.ExitStack() as stack:
+        upload = stack.enter_context(connect(address))
+        upload.sendall(START.replace(b"Content", b"Expect: 100-continue\r\nContent"))
+        assert upload.recv(65536).startswith(b"HTTP/1.1 100")
+        for _ in range(50):  # the last takes the place of the first idle one
+            client = stack.enter_context(connect(address))
+        client.sendall(GET)
+        assert read_answer(client).startswith(b"HTTP/1.1 200")
+        upload.sendall(b"x" * 100_000)
+        read_answer(upload, b"100000")
+
+
 @pytest.mark.fault("H22")
 def test_where_nobody_is_idle_a_newcomer_takes_the_place_of_the_upload_that_takes_longest(
     address: tuple[str, int],
