@@ -13,6 +13,8 @@ from app.logs import open_standard_streams
 from app.settings import DEMO, Settings
 from app.settings_file import find_settings, load_settings
 
+TARGETS = ("onnx",)  # of an export: the model alone
+
 
 def main(arguments: list[str] | None = None, program: str = "python -m app") -> int:
     """Run one command of `program`. Return 0, or another exit code after one sentence on standard error."""
@@ -38,7 +40,7 @@ def _run(options: argparse.Namespace) -> int:
     """Import the module of the command, and run it."""
     if options.command == "serve":
         return _serve(options)
-    if options.command in ("check", "now", "predict"):  # they print answers, not a log
+    if options.command in ("check", "export", "now", "predict"):  # they print answers, not a log
         logging.getLogger().setLevel(logging.WARNING)
     code: int = importlib.import_module(f"app.commands.{options.command}").run(options)
     return code
@@ -88,7 +90,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
     graph = commands.add_parser("graph", help="export the graph of an architecture (needs requirements.txt)")
     graph.add_argument("architecture", metavar="ARCHITECTURE", help="fastai's name for it, such as resnet101")
 
-    for command in (serve, now, predict, check, fetch):
+    export = commands.add_parser("export", help="write a folder that answers without Python")
+    export.add_argument("folder", type=Path, metavar="DIR", help="new, empty, or of an earlier export")
+    export.add_argument("--to", nargs="+", choices=TARGETS, default=["onnx"], help="default: onnx")
+    export.add_argument("--half", action="store_true", help="keep the weights as float16: half the size")
+
+    for command in (serve, now, predict, check, fetch, export):
         command.add_argument(
             "--settings",
             type=Path,

@@ -16,6 +16,7 @@
     |  |- ProofError                 the predictions differ from the notebook's
     |  |- Int8Unavailable            the network cannot compute in int8
     |  |- ToolMissing                a package or program that only this command needs
+    |  |- ExportError                the folder of an export cannot be written, or its answers differ
     |  `- DeployError                Vercel's command line failed; with its exit code
     `- RequestError                  one request failed: a status, a code, a sentence
        |- BadRequest 400
@@ -205,6 +206,10 @@ class Int8Unavailable(StartupError):
 
 class ToolMissing(StartupError):
     """A missing package or program of one command; the message says how to install it."""
+
+
+class ExportError(StartupError):
+    """An export that cannot be written, or whose answers are not the server's."""
 
 
 class DeployError(StartupError):

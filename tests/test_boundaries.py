@@ -15,6 +15,7 @@ FLOORS = (  # highest first; packages and modules on one floor do not import eac
     ("__main__",),
     ("cli", "server"),
     ("commands", "web"),
+    ("exporting",),
     ("serving",),
     ("settings_file",),
     ("engines",),

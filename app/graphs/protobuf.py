@@ -1,32 +1,48 @@
-"""ONNX nodes as bytes, for a graph that is continued without the onnx package, which serving does not have.
+"""ONNX models as bytes, read and written without the onnx package, which serving does not have.
 
 The numbers of fields and types are those of onnx.proto (onnx 1.23).
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
-from app.types import Arrays
+from app.types import Array, Arrays
 
-FLOAT, INT = 1, 2  # AttributeProto.AttributeType
-ELEMENT_TYPES: Final = {np.dtype(np.float32): 1, np.dtype(np.int64): 7}  # TensorProto.DataType
+FLOAT, INT, STRING, GRAPH, INTS = 1, 2, 3, 5, 7  # AttributeProto.AttributeType
+ELEMENT_TYPES: Final = {  # TensorProto.DataType
+    np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int64): 7, np.dtype(np.str_): 8,
+    np.dtype(np.bool_): 9, np.dtype(np.float16): 10, np.dtype(np.float64): 11,
+}  # fmt: skip
 EXTERNAL: Final = 1  # TensorProto.DataLocation
 BOUND: Final = "bound-from-memory"  # in place of the file that ONNX would read a weight from
 
+Attribute = float | str | bytes | Sequence[int]  # bytes are a GraphProto
 
-def node(operator: str, inputs: Sequence[str], output: str, **attributes: float) -> bytes:
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+def node(operator: str, inputs: Sequence[str], *outputs: str, **attributes: Attribute) -> bytes:
     """A NodeProto; whole numbers become attributes of type INT, others of type FLOAT."""
-    fields = [*(_text(1, name) for name in inputs), _text(2, output), _text(4, operator)]
-    for name, value in attributes.items():
-        if isinstance(value, int):
-            number = _key(3, 0) + _varint(value) + _key(20, 0) + _varint(INT)
-        else:
-            number = _key(2, 5) + struct.pack("<f", value) + _key(20, 0) + _varint(FLOAT)
-        fields.append(_bytes(5, _text(1, name) + number))
+    fields = [*(text(1, name) for name in inputs), *(text(2, name) for name in outputs), text(4, operator)]
+    fields += [message(5, text(1, name) + _attribute(value)) for name, value in attributes.items()]
     return b"".join(fields)
+
+
+def _attribute(value: Attribute) -> bytes:
+    match value:
+        case int():
+            return number(3, value) + number(20, INT)
+        case float():
+            return _key(2, 5) + struct.pack("<f", value) + number(20, FLOAT)
+        case str():
+            return text(4, value) + number(20, STRING)
+        case bytes():
+            return message(6, value) + number(20, GRAPH)
+    return b"".join(number(8, each) for each in value) + number(20, INTS)
 
 
 def extension(nodes: Sequence[bytes], weights: Arrays, outputs: Sequence[str]) -> bytes:
@@ -35,34 +51,111 @@ def extension(nodes: Sequence[bytes], weights: Arrays, outputs: Sequence[str]) -
     The outputs are float32 of two dimensions. Protobuf merges messages that follow one another: it joins
     their lists. The weights hold no numbers; they are bound by their names.
     """
-    fields = [_bytes(1, node) for node in nodes]
+    fields = [message(1, node) for node in nodes]
     for name, array in weights.items():
-        location = _text(1, "location") + _text(2, BOUND)
-        tensor = [_key(1, 0) + _varint(side) for side in array.shape]
-        tensor += [_key(2, 0) + _varint(ELEMENT_TYPES[array.dtype]), _text(8, name)]
-        tensor += [_bytes(13, location), _key(14, 0) + _varint(EXTERNAL)]
-        fields.append(_bytes(5, b"".join(tensor)))
-    shape = _bytes(2, _bytes(1, b"") * 2)
-    matrix = _bytes(1, _key(1, 0) + _varint(ELEMENT_TYPES[np.dtype(np.float32)]) + shape)
-    fields += [_bytes(12, _text(1, name) + _bytes(2, matrix)) for name in outputs]
-    return _bytes(7, b"".join(fields))
+        location = text(1, "location") + text(2, BOUND)
+        tensor = [number(1, side) for side in array.shape]
+        tensor += [number(2, ELEMENT_TYPES[array.dtype]), text(8, name)]
+        tensor += [message(13, location), number(14, EXTERNAL)]
+        fields.append(message(5, b"".join(tensor)))
+    fields += [message(12, value_info(name, np.float32, ("", ""))) for name in outputs]
+    return message(7, b"".join(fields))
+
+
+def tensor(name: str, array: Array) -> bytes:
+    """A TensorProto that holds its numbers, or its texts."""
+    texts = array.dtype.kind == "U"
+    kind = ELEMENT_TYPES[np.dtype(np.str_) if texts else array.dtype]
+    fields = [*(number(1, side) for side in array.shape), number(2, kind), text(8, name)]
+    if texts:
+        return b"".join([*fields, *(text(6, each) for each in array.ravel().tolist())])
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return b"".join([*fields, message(9, little.tobytes())])
+
+
+def value_info(name: str, dtype: type[np.generic], sides: Sequence[int | str]) -> bytes:
+    """A ValueInfoProto; a side without a fixed length is a name, which may be empty."""
+    shape = b""
+    for side in sides:
+        named = text(2, side) if isinstance(side, str) and side else b""
+        shape += message(1, number(1, side) if isinstance(side, int) else named)
+    kind = number(1, ELEMENT_TYPES[np.dtype(dtype)]) + message(2, shape)
+    return text(1, name) + message(2, message(1, kind))
+
+
+def metadata(entries: Mapping[str, str]) -> bytes:
+    """The metadata of a ModelProto."""
+    return b"".join(message(14, text(1, key) + text(2, value)) for key, value in entries.items())
+
+
+def number(field: int, value: int) -> bytes:
+    """A field with a whole number, which may be negative."""
+    return _key(field, 0) + _varint(value % (1 << 64))
+
+
+def message(field: int, content: bytes) -> bytes:
+    """A field with a message or bytes."""
+    return _key(field, 2) + _varint(len(content)) + content
+
+
+def text(field: int, content: str) -> bytes:
+    """A field with a text."""
+    return message(field, content.encode())
 
 
 def _key(field: int, wire: int) -> bytes:
     return _varint(field << 3 | wire)
 
 
-def _varint(number: int) -> bytes:
+def _varint(value: int) -> bytes:
     encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*encoded, number])
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
 
 
-def _bytes(field: int, content: bytes) -> bytes:
-    return _key(field, 2) + _varint(len(content)) + content
+# --- reading -----------------------------------------------------------------------------------------------
 
 
-def _text(field: int, content: str) -> bytes:
-    return _bytes(field, content.encode())
+def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Yield the number and the content of each field of a message that is known to be whole."""
+    position = 0
+    while position < len(data):
+        key, position = _read_varint(data, position)
+        match key & 7:
+            case 0:
+                value, position = _read_varint(data, position)
+                yield key >> 3, value
+            case wire:
+                length = {1: 8, 5: 4}.get(wire)
+                if length is None:
+                    length, position = _read_varint(data, position)
+                yield key >> 3, data[position : position + length]
+                position += length
+
+
+def all_bytes(data: bytes, field: int) -> list[bytes]:
+    """Return the contents of every field with a number, which are bytes."""
+    return [value for found, value in fields(data) if found == field and isinstance(value, bytes)]
+
+
+def tensor_name(tensor: bytes) -> str:
+    """Return the name of a TensorProto."""
+    return all_bytes(tensor, 8)[0].decode()
+
+
+def is_external(tensor: bytes) -> bool:
+    """Tell whether the numbers of a TensorProto are elsewhere."""
+    return (14, EXTERNAL) in fields(tensor)
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        value |= (byte & 0x7F) << shift
+        position += 1
+        if byte < 0x80:
+            return value, position
+        shift += 7

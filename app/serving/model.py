@@ -21,6 +21,15 @@ class AnswerRules(Struct, frozen=True):
     unfamiliar_below: float = 0.0
 
 
+class Opened(Struct, frozen=True):
+    """A model that is built and proven: its files, its network, its recipe and its engine."""
+
+    source: Source
+    network: Recognized
+    recipe: Recipe
+    proven: Proven
+
+
 class Model(Struct, frozen=True):
     """A model that is open.
 
@@ -40,21 +49,22 @@ class Model(Struct, frozen=True):
     explain: Explainer | None = None
 
 
-def assemble(source: Source, network: Recognized, recipe: Recipe, proven: Proven) -> Model:
+def assemble(opened: Opened) -> Model:
     """Return the model that serves the proven engine."""
+    network, recipe, proven = opened.network, opened.recipe, opened.proven
     engine, preprocess = proven.engine, recipe.preprocess
     prepare, run = engine.bind(preprocess)
     look, explain = engine.predict_with_features, None
     if look and isinstance(network, Network):
         explain = Explainer(prepare, look, network.head, preprocess, recipe.classes)
     return Model(
-        card=describe(source, network, recipe, proven),
+        card=describe(opened.source, network, recipe, proven),
         rules=AnswerRules(recipe.multi_label, recipe.threshold, recipe.unsure_below, recipe.unfamiliar_below),
         prepare=prepare,
         run=run,
         callers=engine.callers,
         exif=recipe.exif,
         decode_size=preprocess.least if recipe.jpeg_downscale and not engine.exact else None,
-        familiarity=familiarity(proven.outputs, source.proof, recipe.exif, recipe.show_proof),
+        familiarity=familiarity(proven.outputs, opened.source.proof, recipe.exif, recipe.show_proof),
         explain=explain,
     )

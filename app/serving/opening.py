@@ -6,7 +6,7 @@ from functools import partial
 
 from app.progress import Report
 from app.serving.build import build, warm_up
-from app.serving.model import Model, assemble
+from app.serving.model import Model, Opened, assemble
 from app.serving.prove import prove_engine
 from app.serving.rebuild import find_network
 from app.serving.resolve import resolve
@@ -21,13 +21,20 @@ async def open_model(settings: Settings, report: Report) -> Model:
 
     Raises StartupError, whose message is one sentence for the person who deploys.
     """
+    opened = await open_proven(settings, report)
+    opened.source.checkpoint.release()  # the engine has its own copy of the weights
+    return await asyncio.to_thread(assemble, opened)
+
+
+async def open_proven(settings: Settings, report: Report) -> Opened:
+    """Do the same up to the proof, with the weights still in memory. Raises StartupError."""
     source = await read_source(
         settings.model_url, report, sha256=settings.model_sha256, proof_url=settings.proof_url
     )
     return await asyncio.to_thread(partial(_open, source, settings, report))
 
 
-def _open(source: Source, settings: Settings, report: Report) -> Model:
+def _open(source: Source, settings: Settings, report: Report) -> Opened:
     """Do everything that follows the download, on a thread of its own."""
     report("building", None)
     network = find_network(source, settings.architecture, settings.head_activation, report)
@@ -46,6 +53,4 @@ def _open(source: Source, settings: Settings, report: Report) -> Model:
     )
     if source.proof:
         report("proving", None)
-    proven = prove_engine(engine, recipe, source.proof)
-    source.checkpoint.release()  # the engine has its own copy of the weights
-    return assemble(source, network, recipe, proven)
+    return Opened(source, network, recipe, prove_engine(engine, recipe, source.proof))
