@@ -139,6 +139,13 @@ class Settings(Struct, frozen=True, kw_only=True):
             "predictions."
         ),
     ] = False
+    labels: Annotated[
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(
+            description="Names that people read in place of the classes, in their order, such as those for "
+            "True and False. The page, all answers and /model have them."
+        ),
+    ] = ()
     threshold: Annotated[
         float,
         Meta(ge=0, le=1, description="With multi_label: the lowest score of a class in the result."),
@@ -245,13 +252,12 @@ def check(settings: Settings) -> None:
     """Check the rules that types cannot express. Raises SettingsError."""
     if settings.engine not in ENGINES:
         raise SettingsError(f"engine is {settings.engine!r}; one of {', '.join(ENGINES)} was expected.")
-    seen: set[str] = set()
-    for name in settings.classes:
-        if name in seen:
+    for setting, names in (("class", settings.classes), ("label", settings.labels)):
+        if twice := [name for index, name in enumerate(names) if name in names[:index]]:
             raise SettingsError(
-                f"The class '{name}' is listed twice; each class is listed once, in notebook order."
+                f"The {setting} '{twice[0]}' is listed twice; each {setting} is listed once, in notebook "
+                "order."
             )
-        seen.add(name)
     for network in settings.trusted_proxies:
         try:
             ipaddress.ip_network(network)

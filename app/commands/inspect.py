@@ -103,6 +103,8 @@ def _toml(report: Inspection, location: str, pixels: Mapping[str, Any]) -> str:
     lines = [f"model_url = {json.dumps(location)}"]
     if report.classes:
         lines.append(f"# classes: the file has its {len(report.classes)}")
+        if report.classes == ("False", "True"):
+            lines.append('#labels = ["no", "yes"]  # names that people read in place of False and True')
     else:
         names = json.dumps(_placeholders(report.outputs or 2))
         lines.append(f"classes = {names}  # your names, in the order of learn.dls.vocab")

@@ -32,8 +32,9 @@ class Pixels(Struct, frozen=True):
 
 
 class ModelCard(Struct, frozen=True):
-    """A description of the served model. `fastai` is the generation that wrote it, None if unknown.
+    """A description of the served model. `classes` are the names in the answers.
 
+    `fastai` is the generation that wrote it, None if unknown.
     `activation` makes probabilities of the network's scores, also where the notebook's loss has none.
     """
 
@@ -56,7 +57,7 @@ def describe(source: Source, network: Recognized, recipe: Recipe, proven: Proven
     """Return the card. Waits for the sha256 of the file."""
     return ModelCard(
         architecture=network.architecture,
-        classes=recipe.classes,
+        classes=recipe.labels,
         fastai=network.generation or None,
         container=source.checkpoint.container,
         engine=proven.engine.name,

@@ -56,7 +56,7 @@ def assemble(opened: Opened) -> Model:
     prepare, run = engine.bind(preprocess)
     look, explain = engine.predict_with_features, None
     if look and isinstance(network, Network):
-        explain = Explainer(prepare, look, network.head, preprocess, recipe.classes)
+        explain = Explainer(prepare, look, network.head, preprocess, recipe.labels)
     return Model(
         card=describe(opened.source, network, recipe, proven),
         rules=AnswerRules(recipe.multi_label, recipe.threshold, recipe.unsure_below, recipe.unfamiliar_below),

@@ -27,11 +27,12 @@ WAYS: Final = ("pipeline", *TEXTS)  # of choosing the pixels in the settings, wh
 class Recipe(Struct, frozen=True, kw_only=True):
     """How photos become answers: the settings, completed by the checkpoint.
 
-    Each field is the setting of that name; `notes` are warnings for the owner. `raw_scores`
-    names the loss with which the notebook's own `predict` answers raw scores.
+    Each field is the setting of that name; `labels` are the classes where that is empty. `notes` are warnings
+    for the owner. `raw_scores` names the loss with which the notebook's own `predict` answers raw scores.
     """
 
     classes: tuple[str, ...]
+    labels: tuple[str, ...]
     preprocess: Preprocess
     exif: Exif
     jpeg_downscale: bool
@@ -76,6 +77,7 @@ def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> 
     notes += _check_classes(complete.classes, known.get("classes", ()), network.outputs)
     return Recipe(
         classes=complete.classes,
+        labels=_labels(complete),
         preprocess=pixels.preprocess,
         exif=complete.exif,
         jpeg_downscale=complete.jpeg_downscale,
@@ -133,6 +135,17 @@ def _check_classes(classes: Sequence[str], known: Sequence[str], outputs: int) -
             f"{', '.join(sorted(classes))})"
         ]
     return []
+
+
+def _labels(settings: Settings) -> tuple[str, ...]:
+    """Return the names that people read. Raises SettingsError if they are not as many as the classes."""
+    labels, classes = settings.labels, settings.classes
+    if labels and len(labels) != len(classes):
+        raise SettingsError(
+            f"labels has {len(labels)} names, but there are {len(classes)} classes "
+            f"({plain(', '.join(classes))}): list one name for each class, in their order."
+        )
+    return labels or classes
 
 
 def _same(setting: Any, known: Any) -> bool:

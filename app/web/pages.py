@@ -56,7 +56,7 @@ class Pages:
     def __init__(self, settings: Settings, environment: Mapping[str, str] = os.environ) -> None:
         """Read templates, texts and samples. Raises SettingsError where there are no such samples."""
         self._settings = settings
-        self.classes = settings.classes
+        self.classes = settings.labels or settings.classes
         self._exactly = True  # until the model is known
         self._texts = load_texts()
         self._templates = {path.stem: Template(path.read_text("utf-8")) for path in VIEW.glob("*.html")}

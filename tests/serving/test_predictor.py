@@ -54,6 +54,29 @@ def damaged(tmp_path: Path, change: Any) -> str:
     return str(tmp_path / "stage-2.pth")
 
 
+def test_people_read_the_labels(v1_predictions: dict[str, np.ndarray]) -> None:
+    labels = ("Schwarzbär", "Grizzlybär", "Plüschbär")
+    settings = bears_settings(labels=labels)
+
+    async def scenario() -> None:
+        predictor = await open_predictor(settings)
+        photo = IMAGES[0].read_bytes()
+        answer, explained = await predictor.predict(photo), await predictor.explain(photo, label=labels[2])
+        await predictor.close()
+        expected = dict(zip(labels, v1_predictions[IMAGES[0].name], strict=True))
+        assert {each.label: each.score for each in answer.predictions} == pytest.approx(expected, abs=1e-3)
+        assert answer.result == max(expected, key=expected.__getitem__)
+        assert explained.label == labels[2]
+        assert predictor.card.classes == labels
+
+    asyncio.run(scenario())
+
+
+def test_as_many_labels_as_classes_are_wanted_each_once() -> None:
+    with pytest.raises(SettingsError, match=r"labels has 2 names, but there are 3 classes \(.*\): list one"):
+        ask(bears_settings(labels=("a", "b")))
+
+
 def test_answers_name_every_class_the_likeliest_first(v1_predictions: dict[str, np.ndarray]) -> None:
     photos = IMAGES[:8]
     for photo, answer in zip(photos, ask(bears_settings(), *(p.read_bytes() for p in photos)), strict=True):

@@ -85,6 +85,12 @@ def test_answers_that_agree_are_served_and_the_card_says_how_well(proof: str, en
     assert result.worst_photo in NAMES
 
 
+def test_the_proof_has_the_classes_of_the_notebook_not_the_labels(proof: str) -> None:
+    card = opened(proof, labels=("Schwarzbär", "Grizzlybär", "Plüschbär")).card
+    assert card.proof is not None
+    assert card.classes == ("Schwarzbär", "Grizzlybär", "Plüschbär")
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_photo_of_the_proof_is_wholly_familiar_and_another_less(proof: str, engine: Any) -> None:
     predictor = opened(proof, unfamiliar_below=0.999, engine=engine)
