@@ -19,7 +19,7 @@ import numpy as np
 from app.engines.contract import fitted
 from app.engines.onnx_runtime import GraphEngine
 from app.engines.sessions import bound_session
-from app.graphs.export import create_body, import_fastai
+from app.graphs.bodies import create_body, import_fastai
 from app.graphs.graph import Graph, shipped_graphs
 
 SIDE = 224

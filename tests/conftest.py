@@ -254,7 +254,7 @@ async def open_predictor(settings: Settings, report: Report = lambda *_: None) -
 def vision() -> Any:
     """`fastai.vision.all`: the oracle."""
     pytest.importorskip("fastai")
-    from app.graphs.export import import_fastai
+    from app.graphs.bodies import import_fastai
 
     return import_fastai()
 

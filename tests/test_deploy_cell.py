@@ -25,7 +25,7 @@ pytestmark = pytest.mark.torch
 # What stands above the cell in a notebook. The learner is trained for real, if not for long.
 NOTEBOOK = """
 import sys; sys.path.insert(0, {root!r})
-from app.graphs.export import import_fastai; import_fastai()  # declares torchvision's operators
+from app.graphs.bodies import import_fastai; import_fastai()  # declares torchvision's operators
 from fastai.vision.all import *
 set_seed(3)
 photos = sorted(Path({photos!r}).iterdir())[:36]

@@ -102,6 +102,6 @@ def page(vision: Any) -> str:
 
 
 if __name__ == "__main__":
-    from app.graphs.export import import_fastai
+    from app.graphs.bodies import import_fastai
 
     Path(PAGE).write_text(page(import_fastai()), "utf-8")

@@ -9,18 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from app.checkpoints.fingerprint import layers_of
 from app.checkpoints.foreign import SAVE_AGAIN
 from app.checkpoints.records import Call, Global, Tensor
 from app.errors import CheckpointError
 
 MAX_PARTS: Final = 100_000  # modules and tensors; a densenet201 has 2,000
 MAX_NAME: Final = 1000  # characters
-# Activations that names and shapes do not tell from ReLU, and the families that have ReLU alone.
-ACTIVATIONS: Final = frozenset(
-    "CELU ELU GELU Hardswish HardSwish LeakyReLU Mish MishJit MishJitMe PReLU SELU SiLU Softplus Swish "
-    "Tanh".split()
-)
-HEAD: Final = re.compile(r"(1|fc|classifier|head)\.")  # of fastai's, torchvision's and timm's networks
 # Whose modules are rebuilt: each only computes.
 LIBRARIES: Final = (
     "torch.nn.modules.",
@@ -32,7 +27,6 @@ LIBRARIES: Final = (
     "timm.layers.",
     "timm.models.",
 )
-RECTIFIED: Final = "resnet xresnet wide_resnet resnext densenet vgg alexnet squeezenet regnet".split()
 
 
 def is_module(value: Any) -> bool:
@@ -46,7 +40,7 @@ def state_dict(module: Call) -> dict[str, Tensor]:
     Raises CheckpointError for a tree that has no end, or shares its branches without measure.
     """
     tensors: dict[str, Tensor] = {}
-    for prefix, found in _modules(module):
+    for prefix, found in modules(module):
         left_out = {
             name for name in values(found.get("_non_persistent_buffers_set")) if isinstance(name, str)
         }
@@ -66,25 +60,24 @@ def rebuilding_hint(module: Call) -> str:
 
 def kinds(module: Call) -> set[str]:
     """Return the classes of the modules of a tree, with their Python modules."""
-    return {str(found.callee) for _, found in _modules(module)}
+    return {str(found.callee) for _, found in modules(module)}
 
 
 def modules_of(module: Call, parts: Collection[str]) -> dict[str, Call]:
     """Return the modules in some parts of a tree, by their names in it, in its order."""
-    found = {prefix.rstrip("."): each for prefix, each in _modules(module)}
+    found = {prefix.rstrip("."): each for prefix, each in modules(module)}
     return {name: each for name, each in found.items() if name.partition(".")[0] in parts}
 
 
-def strange_modules(module: Call, architecture: str) -> set[str]:
-    """Return the classes of modules that compute something else than their names and shapes suggest."""
-    strange: set[str] = set()
-    if architecture.removeprefix("timm.").startswith(tuple(RECTIFIED)):
-        body = {found.name for prefix, found in _modules(module) if not HEAD.match(prefix)}
-        strange |= body & ACTIVATIONS
-    return strange
+def layers_in(module: Call) -> dict[str, int]:
+    """Count the layers of a tree that names and shapes do not tell, as `fingerprint` does."""
+    return layers_of(
+        (prefix.rstrip("."), each.name, each.state if isinstance(each.state, dict) else {})
+        for prefix, each in modules(module)
+    )
 
 
-def _modules(module: Call) -> Iterator[tuple[str, Call]]:
+def modules(module: Call) -> Iterator[tuple[str, Call]]:
     """Walk the modules of a tree with their prefixes, in torch's order. Raises CheckpointError where there is
     no end.
     """

@@ -14,7 +14,7 @@ from app.engines.contract import Network, Output, Prepare, Run
 from app.engines.head import Head, sigmoid, softmax
 from app.engines.layers import BatchNorm, Linear
 from app.errors import ArchitectureUnknown, Int8Unavailable, plain
-from app.graphs.export import create_body, import_fastai
+from app.graphs.bodies import create_body, import_fastai
 from app.photos.steps import PictureStep
 from app.photos.transforms import Preprocess
 from app.types import Float32

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.checkpoints.learner_export import Export
 from app.errors import ArchitectureUnknown, SettingsError
-from app.graphs.graph import Graph, Shown, channels_of, read_graph, shipped_graphs
+from app.graphs.graph import Graph, Shown, channels_of, read_graph, shipped_names
 from app.photos.notebook import read_texts
 from app.photos.transforms import USUAL_SIZE, Preprocess
 from app.progress import Report
@@ -27,8 +27,7 @@ def cached_graph(
     With an `export` the network in it is rebuilt, else `name` is an architecture. Raises `error` if there is
     no such graph, or if it does not fit the arrays.
     """
-    shipped = {graph.architecture for graph in shipped_graphs()}
-    if name in shipped or not re.fullmatch(r"[\w.-]+", name):  # it becomes a file name
+    if name in shipped_names() or not re.fullmatch(r"[\w.-]+", name):  # it becomes a file name
         raise error
     if export and not export.rebuildable:
         raise error

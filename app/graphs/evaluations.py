@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from app.graphs.graph import shipped_graphs
+from app.graphs.index import read_index
 from app.photos.resample import Filter
 from app.photos.torchvision_steps import CenterCrop, TorchvisionResize
 from app.photos.transforms import Step
@@ -49,16 +50,23 @@ def evaluation_of(architecture: str) -> Evaluation | None:
 
 
 def _evaluations() -> Iterator[tuple[str, Evaluation]]:
-    """Yield the libraries' configuration of every shipped graph."""
-    from app.graphs.export import import_fastai
+    """Yield the libraries' configuration of every shipped graph, also under its other names."""
+    from app.graphs.bodies import TRANSFORMED, import_fastai
 
     models = import_fastai().models
+    index = read_index()
     for graph in shipped_graphs():
         name = graph.architecture
-        if hasattr(models, name) and not name.startswith("x"):  # fastai's xresnets were never published
-            yield name, _of_torchvision(name)
+        torchvision = name.removesuffix(TRANSFORMED)
+        if hasattr(models, torchvision) and not name.startswith(
+            "x"
+        ):  # fastai's xresnets were never published
+            yield name, _of_torchvision(torchvision)
         elif found := _of_timm(name.removeprefix("timm.")):
             yield name, found
+        for alias in index[name].aliases if name in index else ():
+            if found := _of_timm(alias):
+                yield alias, found
 
 
 def _of_torchvision(name: str) -> Evaluation:
@@ -81,7 +89,7 @@ def _of_timm(name: str) -> Evaluation | None:
     import importlib
 
     timm = importlib.import_module("timm")
-    if name not in timm.list_models():  # fastai's own
+    if not timm.is_model(name):  # fastai's own
         return None
     configuration = timm.get_pretrained_cfg(name)
     if configuration.crop_mode == "border":

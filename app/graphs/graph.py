@@ -6,7 +6,7 @@ write these files.
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,9 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from app.checkpoints.fingerprint import Layers, strange_layers
 from app.errors import ArchitectureUnknown, plain
+from app.graphs.index import read_index
 from app.types import Array, Arrays, Size
 
 FOLDER: Final = Path(__file__).parent / "data"
@@ -50,6 +52,7 @@ class Graph(Struct, frozen=True):
     the (N, C) features of a transformer. `size` is the one height and width it takes, None where it takes
     any. `prefixes` maps the names that its library gives to its parts to those that fastai gives; `head` are
     the steps of the library's own head, for `head.read_head`; both are empty where that is not served.
+    `layers` counts those that names and shapes do not tell, as `checkpoints.fingerprint` does.
     `int8` is None where the body has no companion that computes in int8.
     """
 
@@ -59,6 +62,7 @@ class Graph(Struct, frozen=True):
     channels: int
     size: tuple[int, int] | None = None
     prefixes: dict[str, str] = {}
+    layers: dict[str, int] = {}
     head: tuple[str, ...] = ()
     int8: Int8 | None = None
     path: Path = Path()  # not in the file: known by where that is
@@ -78,8 +82,13 @@ class Graph(Struct, frozen=True):
         return min(self._misfits(arrays), self._misfits(self._renamed(arrays)), key=len)
 
     def rename(self, arrays: Arrays) -> dict[str, Array]:
-        """The same arrays with the body's under fastai's names, which they have already in a fastai file."""
-        return dict(arrays) if self._fits(arrays) else self._renamed(arrays)
+        """The same arrays with the body's under fastai's names, which they have already in a fastai file.
+
+        Auxiliary classifiers beside the body are left out.
+        """
+        renamed = arrays if self._fits(arrays) else self._renamed(arrays)
+        beside = {name for name in self.unused if not name.startswith("0.")}
+        return {name: array for name, array in renamed.items() if name not in beside}
 
     def _fits(self, arrays: Arrays) -> bool:
         found = all(name in arrays and arrays[name].shape == shape for name, shape in self.weights.items())
@@ -110,16 +119,19 @@ class Graph(Struct, frozen=True):
         prefixes = sorted(self.prefixes, key=len, reverse=True)
         names = {}
         for name in arrays:
-            old = next((p for p in prefixes if name.startswith(p) and not self._in_head(name)), None)
+            head = self._in_own_head(name) or (name.startswith("1.") and "1." not in self.prefixes)
+            old = None if head else next((prefix for prefix in prefixes if name.startswith(prefix)), None)
             names[name] = name if old is None else self.prefixes[old] + name.removeprefix(old)
         return {names[name]: array for name, array in arrays.items()}
 
     def _in_head(self, name: str) -> bool:
         """Whether a name is one of fastai's head, or of the library's own."""
-        modules = [step.partition(" ")[2] for step in self.head]
-        return name.startswith("1.") or any(
-            module and (name.startswith(f"{module}.") or OTHER_HEAD.match(name)) for module in modules
-        )
+        return name.startswith("1.") or self._in_own_head(name)
+
+    def _in_own_head(self, name: str) -> bool:
+        steps = [step.partition(" ") for step in self.head]
+        modules = [module for kind, _, module in steps if kind in ("linear", "norm")]
+        return any(name.startswith(f"{module}.") or OTHER_HEAD.match(name) for module in modules)
 
 
 class Shown(Struct, frozen=True):
@@ -147,9 +159,18 @@ def with_color(arrays: Arrays) -> Arrays:
 _DESCRIPTION: Final = msgspec.json.Decoder(Graph)
 
 
-def shipped_graphs(folder: Path = FOLDER) -> list[Graph]:
-    """All graphs in a folder, by name."""
-    return [read_graph(path) for path in sorted(folder.glob("*.json"))]
+def shipped_graphs() -> list[Graph]:
+    """Return all graphs, by name. Slow: use `find_graph` for one."""
+    return [read_graph(path) for path in _descriptions()]
+
+
+def shipped_names() -> set[str]:
+    """Return the names of all graphs."""
+    return {path.stem for path in _descriptions()}
+
+
+def _descriptions() -> list[Path]:
+    return sorted(FOLDER.glob("*.json"))
 
 
 def read_graph(path: Path) -> Graph:
@@ -161,35 +182,82 @@ def read_graph(path: Path) -> Graph:
     return replace(graph, path=path.with_suffix(".onnx"), int8=int8)
 
 
-def fitting_graphs(arrays: Arrays) -> list[Graph]:
-    """The shipped graphs whose names and shapes are those of a checkpoint."""
-    return [graph for graph in shipped_graphs() if graph.fits(arrays)]
+def fitting_graphs(arrays: Arrays, layers: Layers | None = None) -> list[Graph]:
+    """Return the shipped graphs whose names and shapes are those of a checkpoint.
 
-
-def find_graph(arrays: Arrays, architecture: str = "") -> Graph:
-    """The graph that fits a checkpoint's tensors; `architecture` chooses where several do.
-
-    Raises ArchitectureUnknown, with the nearest architecture and a remedy.
+    `layers` are those of its module tree, if the file has one: of graphs that fit alike, they tell which it
+    is. Raises ArchitectureUnknown where they are those of none.
     """
-    graphs = {graph.architecture: graph for graph in shipped_graphs()}
-    fitting = [graph for graph in graphs.values() if graph.fits(arrays)]
+    index = read_index()
+    paths = [path for path in _descriptions() if path.stem not in index or index[path.stem].may_fit(arrays)]
+    fitting = [graph for graph in map(read_graph, paths) if graph.fits(arrays)]
+    if not layers or not fitting:
+        return fitting
+    strange = [strange_layers(layers, graph.layers) if graph.layers else [] for graph in fitting]
+    if all(strange):
+        nearest = min(strange, key=len)
+        raise ArchitectureUnknown(
+            f"The network in the file has the names and shapes of {fitting[0].architecture}, but not its "
+            f"layers: it has {_some(nearest)}."
+        )
+    return [graph for graph, found in zip(fitting, strange, strict=True) if not found]
+
+
+def find_graph(arrays: Arrays, architecture: str = "", layers: Layers | None = None) -> Graph:
+    """Return the graph that fits a checkpoint's tensors, and the `layers` of its module tree.
+
+    `architecture` chooses where several do. Raises ArchitectureUnknown, with the nearest architecture and a
+    remedy.
+    """
+    fitting = fitting_graphs(arrays, layers)
     names = [graph.architecture for graph in fitting]
-    for name in (architecture, f"timm.{architecture}"):
-        if name in names:
-            return graphs[name]
-    if len(fitting) == 1:
-        if architecture:
-            logger.info("architecture is %s, but the file is %s, which is served", architecture, *names)
-        return fitting[0]
-    if fitting:
+    if named := _named(fitting, architecture):
+        return named
+    if len(fitting) > 1:
         raise ArchitectureUnknown(
             f"The file fits {' and '.join(names)} alike: say in the setting architecture which of them you "
             "trained."
         )
+    if fitting:
+        if architecture and layers is None and not _is_known(architecture):
+            raise ArchitectureUnknown(
+                f"The setting architecture is {architecture}, and the tensors in the file are also those of "
+                f"{names[0]}, which may compute something else. If you trained {names[0]}, set architecture "
+                f"to that. {how_to_export(architecture, names)}"
+            )
+        if architecture:
+            logger.info("architecture is %s, but the file is %s, which is served", architecture, *names)
+        return fitting[0]
+    graphs = shipped_graphs()
     raise ArchitectureUnknown(
         f"The tensors in the file fit none of the {len(graphs)} architectures that are shipped; "
-        f"{_difference(list(graphs.values()), arrays)}. {how_to_export(architecture, graphs)}"
+        f"{_difference(graphs, arrays)}. {how_to_export(architecture, shipped_names())}"
     )
+
+
+def _named(fitting: Sequence[Graph], architecture: str) -> Graph | None:
+    """Return the graph that the setting means: by its name, timm's name, or that with a tag for its weights.
+
+    Under one of its other names it is returned with that name, whose evaluation may be another.
+    """
+    base = architecture.removeprefix("timm.").partition(".")[0]
+    for name in (architecture, f"timm.{architecture}", base, f"timm.{base}"):
+        for graph in fitting:
+            if graph.architecture == name:
+                return graph
+    index = read_index()
+    for graph in fitting:
+        entry = index.get(graph.architecture)
+        if entry and base in entry.aliases:
+            return replace(graph, architecture=base)
+    return None
+
+
+def _is_known(architecture: str) -> bool:
+    """Tell whether a graph is shipped under this name, or under another one of the same network."""
+    base = architecture.removeprefix("timm.").partition(".")[0]
+    aliases = {alias for entry in read_index().values() for alias in entry.aliases}
+    return not {architecture, base, f"timm.{base}"}.isdisjoint(shipped_names() | aliases)
 
 
 def _difference(graphs: list[Graph], arrays: Arrays) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     import onnx
 
+MAX_SHARED: Final = 1_000_000  # numbers of a table
 DIMENSIONS: Final = ("batch", "channels", "height", "width")
 
 
@@ -31,6 +32,8 @@ def optimize(graph: "onnx.ModelProto", weights: Sequence[str], same_padded: Set[
         model.graph.inputs.append(value)
     _pad_to_same(model, same_padded)
     importlib.import_module("onnxscript.optimizer").optimize(model)
+    passes = importlib.import_module("onnx_ir.passes.common")
+    passes.DeduplicateInitializersPass(size_limit=MAX_SHARED)(model)  # swin repeats its tables of positions
     _name_dimensions(model)
     for value in [value for value in model.graph.inputs if value.name in bound]:
         model.graph.inputs.remove(value)

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from app.checkpoints.module_tree import kinds, strange_modules
+from app.checkpoints.module_tree import kinds, layers_in
 from app.checkpoints.reader import Checkpoint
 from app.checkpoints.task import check_task, network_of_transformers
 from app.engines.contract import Network, fitted
 from app.engines.onnx_file import WholeNetwork, open_network
-from app.errors import ArchitectureUnknown, CheckpointError, plain
+from app.errors import ArchitectureUnknown, CheckpointError
 from app.graphs.graph import Graph, channels_of, find_graph, fitting_graphs, with_color
 from app.types import Arrays
 
@@ -30,11 +30,6 @@ def recognize(checkpoint: Checkpoint, architecture: str = "", activation: str = 
     graph = _find(checkpoint, arrays, architecture)
     if module is None:
         return fitted(graph, arrays, channels, activation=activation)
-    if strange := strange_modules(module, graph.architecture):
-        raise ArchitectureUnknown(
-            f"The network in the file has the names and shapes of {graph.architecture}, but not its layers: "
-            f"it has {plain(', '.join(sorted(strange)))}."
-        )
     try:
         return fitted(graph, arrays, channels, module, activation)
     except CheckpointError as error:  # an unknown head, but its modules are in the file
@@ -43,11 +38,12 @@ def recognize(checkpoint: Checkpoint, architecture: str = "", activation: str = 
 
 def _find(checkpoint: Checkpoint, arrays: Arrays, architecture: str) -> Graph:
     """Return the graph that fits. Raises ArchitectureUnknown, CheckpointError."""
+    layers = layers_in(checkpoint.module) if checkpoint.module else None
     if checkpoint.family:
-        fitting = [graph.architecture for graph in fitting_graphs(arrays)]
+        fitting = [graph.architecture for graph in fitting_graphs(arrays, layers)]
         architecture = next((each for each in fitting if each.startswith(checkpoint.family)), architecture)
     try:
-        return find_graph(arrays, architecture)
+        return find_graph(arrays, architecture, layers)
     except ArchitectureUnknown as error:
         if other := network_of_transformers([checkpoint.names.get(name, name) for name in arrays]):
             raise other from error

@@ -16,7 +16,7 @@ from app.checkpoints.reader import Checkpoint, read_checkpoint
 from app.checkpoints.transforms import read_databunch, read_transforms
 from app.checkpoints.unpickler import Unpickler
 from app.errors import ArchitectureUnknown, CheckpointError
-from app.graphs.export import create_body
+from app.graphs.bodies import create_body
 from app.serving.recognize import recognize
 from tests.conftest import BEARS, DATA, IMAGES
 
@@ -365,7 +365,7 @@ def test_layers_that_names_and_shapes_do_not_tell_are_not_taken_for_the_usual_on
     torch.save(model, tmp_path / "strange.pth")
     usual, strange = (read_checkpoint(tmp_path / f"{name}.pth") for name in ("usual", "strange"))
     assert recognize(usual).architecture == "resnet18"
-    with pytest.raises(ArchitectureUnknown, match=r"but not its layers: it has GELU"):
+    with pytest.raises(ArchitectureUnknown, match=r"but not its layers: it has GELU in place of ReLU"):
         recognize(strange)
 
 

@@ -15,7 +15,7 @@ from app.engines.contract import Network
 from app.engines.head import softmax
 from app.engines.onnx_runtime import GraphEngine
 from app.errors import CheckpointError
-from app.graphs.export import create_body
+from app.graphs.bodies import create_body
 from app.serving.recognize import recognize
 
 CLASSES = {

@@ -13,8 +13,10 @@ from app.engines.contract import fitted
 from app.engines.onnx_runtime import GraphEngine
 from app.errors import ArchitectureUnknown
 from app.graphs import graph as graphs
-from app.graphs.export import create_body
+from app.graphs.bodies import TRANSFORMED, create_body
 from app.graphs.graph import Graph, find_graph, shipped_graphs
+from app.graphs.index import read_index
+from app.graphs.indexing import entries
 from tests.conftest import V1_CHECKPOINT
 
 
@@ -65,7 +67,8 @@ def test_every_shipped_graph_computes_what_torch_computes_with_the_head_of_fasta
 
     torch.manual_seed(0)
     body = create_body(graph.architecture)
-    pool = not hasattr(body, "needs_pool") or body.needs_pool
+    with torch.no_grad():
+        pool = body.eval()(torch.zeros(1, 3, *(graph.size or (96, 128)))).ndim == 4
     head = vision.create_head(graph.channels, 3, pool=pool)
     assert_computes(graph, torch.nn.Sequential(body, head), graph.size or (96, 128))
 
@@ -85,10 +88,14 @@ def test_a_graph_computes_what_torch_computes_with_the_head_of_its_library(graph
     import torch
 
     torch.manual_seed(0)
-    if "" in graph.prefixes:
-        model = timm.create_model(graph.architecture.removeprefix("timm."), num_classes=3)
+    name = graph.architecture.removeprefix("timm.")
+    if "0.model." in graph.prefixes.values():
+        model = timm.create_model(name, num_classes=3)
+    elif name.startswith("xresnet"):
+        model = getattr(vision, name)(n_out=3)
     else:
-        model = getattr(vision.models, graph.architecture)(num_classes=3)
+        options = {"transform_input": True} if name.endswith(TRANSFORMED) else {}
+        model = getattr(vision.models, name.removesuffix(TRANSFORMED))(num_classes=3, **options)
     assert_computes(graph, model, graph.size or (96, 128))
 
 
@@ -163,10 +170,20 @@ def test_an_architecture_without_a_graph_says_how_to_make_one() -> None:
 def test_two_that_fit_alike_are_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
     one = shipped_graphs()[0]
     twin = replace(one, architecture="twin")
-    monkeypatch.setattr(graphs, "shipped_graphs", lambda: [one, twin])
+    monkeypatch.setattr(graphs, "fitting_graphs", lambda *arguments: [one, twin])
     arrays: Mapping[str, np.ndarray] = arrays_of(one)
     with pytest.raises(
         ArchitectureUnknown, match=f"fits {one.architecture} and twin alike: say in the setting architecture"
     ):
         find_graph(arrays)
     assert find_graph(arrays, "twin") == twin
+
+
+def test_the_index_is_that_of_the_shipped_graphs() -> None:
+    assert read_index() == entries(), "run python -m app.graphs.indexing"
+
+
+def test_few_descriptions_are_read_to_find_a_graph() -> None:
+    index = read_index()
+    for graph in shipped_graphs():
+        assert sum(entry.may_fit(arrays_of(graph)) for entry in index.values()) <= 10

@@ -47,7 +47,7 @@ def model(vision: Any) -> Any:
     """A ResNet18 of fastai that was taught the stripes."""
     import torch
 
-    from app.graphs.export import create_body
+    from app.graphs.bodies import create_body
 
     vision.set_seed(5)
     random = np.random.default_rng(5)
@@ -256,7 +256,7 @@ def untaught(served: Path, pictures: list[Image.Image], vision: Any, tmp_path: P
     """The same with a network that has learnt nothing, whose answers int8 changes."""
     import torch
 
-    from app.graphs.export import create_body
+    from app.graphs.bodies import create_body
 
     vision.set_seed(8)
     network = torch.nn.Sequential(create_body("resnet18"), vision.create_head(512, 3)).train()
