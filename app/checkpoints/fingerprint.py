@@ -21,7 +21,7 @@ ACTIVATIONS: Final = {
     name: name
     for name in "CELU ELU GELU Hardswish LeakyReLU Mish PReLU ReLU ReLU6 SELU SiLU Softplus Tanh".split()
 }  # fmt: skip
-# Names of modules that are no part of a body: heads, auxiliary classifiers, the pooling before a head.
+# Names of modules outside a body: heads, auxiliary classifiers, the pooling before a head.
 OUTSIDE: Final = re.compile(r"(.*\.)?(fc|heads?|classifier|aux\d|AuxLogits|avgpool|global_pool)(\.|$)")
 
 
