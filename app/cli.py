@@ -6,12 +6,14 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
-from app.errors import StartupError, plain
+from app.catalog import Catalog
+from app.errors import SettingsError, StartupError, plain
 from app.logs import open_standard_streams
-from app.settings import DEMO, Settings
-from app.settings_file import find_settings, load_settings
+from app.settings import DEMO
+from app.settings_file import find_settings, load_catalog
 
 TARGETS = ("onnx",)  # of an export: the model alone
 
@@ -117,17 +119,23 @@ def _port(text: str) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from app.web.process import serve
 
-    settings = _settings(options)
-    if Path(settings.model_url) == DEMO:
+    read = partial(_catalog, options)
+    catalog = read()
+    if Path(catalog.settings.model_url) == DEMO:
         logging.info("this is the demo; to serve your own file: %s serve FILE-or-LINK", options.program)
-    serve(settings, options.host, options.port)
+    serve(catalog, read, options.host, options.port)
     return 0
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    """Return the settings of a model that is named on the command line, or else of the settings file."""
+def _catalog(options: argparse.Namespace) -> Catalog:
+    """Return the model that is named on the command line, or else all that the settings file has."""
     if not options.model:
-        return load_settings(options.settings or find_settings())
+        return load_catalog(options.settings or find_settings())
     named = {name: text for name, text in os.environ.items() if name != "APP_MODEL_URL_FILE"}
     named["APP_MODEL_URL"] = options.model
-    return load_settings(options.settings or Path(os.devnull), named)
+    catalog = load_catalog(options.settings or Path(os.devnull), named)
+    if catalog.applications:
+        raise SettingsError(
+            f"{options.settings} has [applications], which name their models: leave {options.model} out."
+        )
+    return catalog

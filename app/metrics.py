@@ -29,7 +29,20 @@ class Metrics:
         )
         self.batches = Histogram("batch_size", "Photos computed together", buckets=(1, 2, 3, 4), **own)
         self.in_flight = Gauge("in_flight", "Photos that wait or are being predicted", **own)
-        self.model = Info("model", "The model that is served", **own)
+        self.model = Info("model", "The versions that are open", ["name"], **own)
+
+        linked = ["application", "model", "version"]
+        self.answers = Counter(
+            "answers", "Answers of applications: computed, cache, shared", [*linked, "source"], **own
+        )
+        self.defaults = Counter("defaults", "Default answers by their reason", [*linked, "reason"], **own)
+        self.answer_seconds = Histogram(
+            "answer_seconds", "Time to the answer of an application", linked, buckets=BUCKETS, **own
+        )
+        self.share = Gauge("link_share", "Share of the photos that a version is linked for", linked, **own)
+        self.objective = Gauge(
+            "objective_seconds", "Latency objective of an application; 0 for none", ["application"], **own
+        )
 
     def text(self) -> bytes:
         """Return all metrics in the text exposition format."""

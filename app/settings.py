@@ -211,8 +211,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     public_url: Annotated[
         str,
         Meta(
-            pattern="^(https?://[^/\\s]+/?)?$",
-            description="The page's address, for previews of links to it.",
+            pattern=r"^(https?://[^/\s?#]+(/[A-Za-z0-9._~-]+)*/?)?$",
+            description="The page's address, for previews of links to it. A proxy may show it below a path: "
+            "https://example.com/classify.",
         ),
     ] = ""
     feedback: Annotated[

@@ -20,8 +20,10 @@ from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import NODEFAULT, Meta
+from msgspec.structs import fields
 
 from app import __version__
+from app.catalog import ApplicationSettings
 from app.engines.grad_cam import Explanation
 from app.errors import CODES
 from app.serving.card import ModelCard
@@ -57,6 +59,16 @@ its folder; paths in a variable are relative to the working directory.
 
 `APP_<NAME>_FILE` names a file with the value, as Docker and Kubernetes mount secrets; a list has an item on
 each line: `APP_API_KEYS_FILE=/run/secrets/keys`.
+"""
+
+APPLICATIONS: Final = """
+## Several models
+
+With the tables `[models.MODEL.VERSION]` and `[applications.NAME]` one server has several models in several
+versions: [applications.md](applications.md) shows a file with them. A version inherits all lines above the
+first table, and may set each setting from `model_url` to `unfamiliar_below` for itself. Its `replicas`, the
+least and the most of them, are for a cluster. Variables override the lines above the first table. These are
+the settings of an application:
 """
 
 TOML_HEAD: Final = """# The settings of the demo: ten kinds of garment.
@@ -110,6 +122,11 @@ def settings_page() -> str:
                 "|---|---|---|---|",
             ]
         default = "" if DEFAULTS[name] is NODEFAULT else f"`{_toml(DEFAULTS[name])}`"
+        lines.append(f"| `{name}` | {default} | {_values(hint)} | {_meta(hint).description} |")
+    lines += [APPLICATIONS, "| setting | default | values | meaning |", "|---|---|---|---|"]
+    defaults = {field.name: field.default for field in fields(ApplicationSettings)}
+    for name, hint in typing.get_type_hints(ApplicationSettings, include_extras=True).items():
+        default = "" if defaults[name] is NODEFAULT else f"`{_toml(defaults[name])}`"
         lines.append(f"| `{name}` | {default} | {_values(hint)} | {_meta(hint).description} |")
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 

@@ -18,6 +18,7 @@ FLOORS = (  # highest first; packages and modules on one floor do not import eac
     ("exporting",),
     ("serving",),
     ("settings_file",),
+    ("catalog",),
     ("engines",),
     ("graphs", "settings"),
     ("checkpoints", "fetching", "photos"),

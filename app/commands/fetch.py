@@ -7,13 +7,16 @@ from app.progress import show_progress
 from app.serving.card import ModelCard
 from app.serving.opening import open_model
 from app.settings import Settings
-from app.settings_file import load_settings
+from app.settings_file import load_catalog
 
 
 def run(options: argparse.Namespace) -> int:
-    """Open the model that the settings name, and print its card in a line."""
-    card = opened(load_settings(options.settings))
-    print(f"{card.architecture}, {card.bytes:,} bytes, sha256 {card.sha256}: ready to be served")
+    """Open each model that the settings name, and print its card in a line."""
+    catalog = load_catalog(options.settings)
+    versions = {f"{name}: ": version.settings for name, version in catalog.versions.items()}
+    for name, settings in (versions or {"": catalog.settings}).items():
+        card = opened(settings)
+        print(f"{name}{card.architecture}, {card.bytes:,} bytes, sha256 {card.sha256}: ready to be served")
     return 0
 
 

@@ -22,7 +22,7 @@ from app.commands.fetch import opened
 from app.errors import DeployError, SettingsError, ToolMissing
 from app.fetching.links import is_url
 from app.settings import DEFAULTS, HINTS, PLACES, Settings
-from app.settings_file import SETTINGS_FILE, load_settings
+from app.settings_file import SETTINGS_FILE, load_catalog
 
 APP: Final = SETTINGS_FILE.parent
 ROOT: Final = APP.parent
@@ -60,7 +60,13 @@ def run(options: argparse.Namespace) -> int:
     Raises StartupError if the model could not be served, ToolMissing without the command line, and
     DeployError if it fails.
     """
-    settings = load_settings(options.settings)
+    catalog = load_catalog(options.settings)
+    settings = catalog.settings
+    if catalog.applications:
+        raise SettingsError(
+            "The settings have [applications], but Vercel gets one model: name a file with one (--settings); "
+            f"or build the image, which serves all of them: {ELSEWHERE}."
+        )
     if settings.engine != DEFAULTS["engine"]:
         raise SettingsError(
             f'engine is "{settings.engine}", but the image that Vercel builds has no torch. Take that '

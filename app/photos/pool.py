@@ -31,38 +31,50 @@ KEPT_SECONDS: Final = 5.0  # then the memory is returned
 
 
 class Decoder:
-    """Threads that decode photos and prepare them for the network."""
+    """Threads that decode photos and prepare them for the networks of a process."""
 
-    def __init__(self, exif: Exif, least: Size | None = None) -> None:
-        """Decode large JPEGs no finer than `least`, a (height, width); None decodes exactly."""
-        self._exif = exif
-        self._least = least
+    def __init__(self) -> None:
         self._room = Room(MAX_PIXELS_HELD)
         self._giving_back: asyncio.TimerHandle | None = None
         _imaging.set_blocks_max(BLOCKS)
         self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
 
-    async def apply(self, work: Callable[[Image.Image], Result], data: bytes, deadline: float) -> Result:
+    async def apply(
+        self,
+        work: Callable[[Image.Image], Result],
+        data: bytes,
+        deadline: float,
+        exif: Exif = "turn",
+        least: Size | None = None,
+    ) -> Result:
         """Decode the photo in `data` on a thread, and return `work` of its upright RGB image.
 
+        Large JPEGs are decoded no finer than `least`, a (height, width); None decodes exactly.
         Raises the errors of `decode.decode`, and QueueTimeout if its turn comes after `deadline` (by
         time.monotonic). A photo that is cancelled before its turn is not decoded.
         """
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, self._apply, work, data, deadline)
+            return await loop.run_in_executor(self._threads, self._apply, work, data, deadline, exif, least)
         finally:
             if self._giving_back is None:
                 self._giving_back = loop.call_later(KEPT_SECONDS, self._give_back)
 
-    def _apply(self, work: Callable[[Image.Image], Result], data: bytes, deadline: float) -> Result:
+    def _apply(
+        self,
+        work: Callable[[Image.Image], Result],
+        data: bytes,
+        deadline: float,
+        exif: Exif,
+        least: Size | None,
+    ) -> Result:
         if time.monotonic() > deadline:
             raise QueueTimeout
         image = read_header(data)
-        if self._least:
-            shrink(image, self._least)
+        if least:
+            shrink(image, least)
         with self._room.take(image.width * image.height):
-            return work(read_pixels(image, self._exif))
+            return work(read_pixels(image, exif))
 
     def _give_back(self) -> None:
         self._giving_back = None

@@ -11,8 +11,9 @@ from typing import Final
 
 from app.errors import Unavailable
 
-MAX_WAIT: Final = 1.5  # seconds of estimated wait up to which photos are admitted
-DRAINED_WAIT: Final = 0.75  # the same after a refusal: so the queue is short again a second after a rush
+# seconds of estimated wait up to which photos are admitted; after a refusal half of it, so that the queue is
+# short again a second after a rush
+MAX_WAIT: Final = 1.5
 MAX_IN_FLIGHT: Final = 64  # photos whose uploads and pixels fit in the memory of a small machine
 MIN_ADMITTED: Final = 4  # photos that are admitted even if the network is slow
 QUEUE_TIMEOUT: Final = 5.0  # seconds that an admitted photo may wait; a later answer is worthless
@@ -22,12 +23,14 @@ EWMA_ALPHA: Final = 0.1  # weight of the latest answer in the moving average
 class Admission:
     """Counts the photos in flight, and estimates the wait of one more. For one event loop."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, max_wait: float = MAX_WAIT) -> None:
+        """Admit photos up to an estimated wait of `max_wait` seconds."""
         self._clock = clock
+        self._max_wait = max_wait
         self._in_flight = 0
         self._pace = 0.0  # seconds between two answers while there is work
         self._left = -math.inf  # time of the latest answer
-        self._limit = MAX_WAIT
+        self._limit = max_wait
 
     @property
     def in_flight(self) -> int:
@@ -45,16 +48,28 @@ class Admission:
         After a refusal the queue is kept shorter until it has drained. A queue that stays long serves no
         client sooner, and every client after the rush would wait for it.
         """
-        if self.wait <= DRAINED_WAIT / 2:
-            self._limit = MAX_WAIT
+        drained = self._max_wait / 2
+        if self.wait <= drained / 2:
+            self._limit = self._max_wait
         if self._in_flight < MIN_ADMITTED or (self.wait <= self._limit and self._in_flight < MAX_IN_FLIGHT):
             return
-        self._limit = DRAINED_WAIT
+        self._limit = drained
         raise Unavailable(
             f"{self._in_flight} photos are already waiting, about {self.wait:.1f} seconds; try again "
             "shortly.",
             retry_after=max(1, math.ceil(self.wait)),
         )
+
+    def in_time(self, seconds: float) -> bool:
+        """Return whether one more photo can be answered within `seconds`, as far as the estimate knows."""
+        return not self._in_flight or self.wait + self._pace <= seconds
+
+    def missed(self, seconds: float, in_flight: int) -> None:
+        """Learn that a photo, admitted as one of `in_flight`, was not answered within `seconds`.
+
+        Without this an estimate that is too low stays: late answers are cancelled, so none would correct it.
+        """
+        self._pace = max(self._pace, seconds / in_flight)
 
     @contextmanager
     def slot(self) -> Iterator[float]:

@@ -37,9 +37,11 @@ class Batcher(Generic[Result]):
         on_batch: Callable[[int], None] = lambda size: None,
         on_wait: Callable[[float], None] = lambda seconds: None,
         callers: int = 1,
+        threads: ThreadPoolExecutor | None = None,
     ) -> None:
         """Call `run` on up to `callers` threads at once: with one photo each, or with batches on one thread.
 
+        They are `threads`, which batchers may share and the caller ends, or else threads of its own.
         `on_batch` receives the size of each batch, `on_wait` the seconds that each photo has waited.
         """
         self._run = run
@@ -48,7 +50,8 @@ class Batcher(Generic[Result]):
         self._callers = callers
         self._largest = MAX_BATCH if callers == 1 else 1
         self._waiting: deque[Waiting[Result]] = deque()
-        self._executor = ThreadPoolExecutor(callers, thread_name_prefix="engine")
+        self._own = None if threads else ThreadPoolExecutor(callers, thread_name_prefix="engine")
+        self._threads = threads or self._own
         self._workers: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Any, deadline: float) -> Result:
@@ -69,7 +72,7 @@ class Batcher(Generic[Result]):
         while batch := self._take():
             self._on_batch(len(batch))
             try:
-                answers = await loop.run_in_executor(self._executor, self._run, [each.item for each in batch])
+                answers = await loop.run_in_executor(self._threads, self._run, [each.item for each in batch])
             except Exception as error:  # an engine's error belongs to its callers, not to this loop
                 for each in batch:
                     if not each.answer.done():
@@ -97,7 +100,8 @@ class Batcher(Generic[Result]):
         return batch
 
     async def close(self) -> None:
-        """Finish the photos in the queue, then end the threads."""
+        """Finish the photos in the queue, then end its own threads."""
         while self._workers:
             await asyncio.wait(self._workers)
-        self._executor.shutdown()
+        if self._own:
+            self._own.shutdown()

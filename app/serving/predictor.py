@@ -4,22 +4,24 @@ The server and the command line await the same method. Knows nothing of HTTP, no
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from msgspec import Meta, Struct
+from PIL import Image
 
 from app.engines.contract import Output
 from app.engines.grad_cam import Explanation
 from app.errors import BadOutput, NotExplained
 from app.metrics import Metrics
-from app.photos.pool import Decoder
 from app.serving.admission import Admission
 from app.serving.batcher import Batcher
 from app.serving.model import Model
+from app.serving.threads import Threads
 
+Result = TypeVar("Result")
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -47,21 +49,24 @@ class Prediction(Struct, frozen=True):
 class Predictor:
     """Answers photos with an open model: queued, batched, admitted. To be closed."""
 
-    def __init__(self, model: Model, metrics: Metrics) -> None:
+    def __init__(self, model: Model, metrics: Metrics, shared: Threads | None = None) -> None:
+        """Use the threads `shared`, which the caller closes, or threads of its own."""
         self.card = model.card
         self.familiarity = model.familiarity
         self._model = model
-        self._decoder = Decoder(model.exif, model.decode_size)
+        self._shared = shared
+        self._threads = shared or Threads()
         stage = metrics.seconds.labels
 
         def timed(items: Sequence[Any]) -> Sequence[Output]:
             with stage("engine").time():
                 return model.run(items)
 
-        self._batcher = Batcher(timed, metrics.batches.observe, stage("queue").observe, model.callers)
+        self._batcher = Batcher(
+            timed, metrics.batches.observe, stage("queue").observe, model.callers, self._threads.engine
+        )
         self._admission = Admission()
         self._metrics = metrics
-        metrics.in_flight.set_function(lambda: self._admission.in_flight)
 
     @property
     def multi_label(self) -> bool:
@@ -80,12 +85,12 @@ class Predictor:
     async def output(self, data: bytes, deadline: float = math.inf) -> Output:
         """Return the network's output for the bytes of one photo. Raises the errors of `predict`."""
         with self._metrics.seconds.labels("decode").time():
-            item = await self._decoder.apply(self._model.prepare, data, deadline)
+            item = await self._decoded(self._model.prepare, data, deadline)
         return await self._batcher.submit(item, deadline)
 
     async def apply(self, work: Callable[[Any], bytes], data: bytes, deadline: float = math.inf) -> bytes:
         """Return `work` of the upright RGB image that the network is shown. Raises the errors of `decode`."""
-        return await self._decoder.apply(work, data, deadline)
+        return await self._decoded(work, data, deadline)
 
     async def explain(self, data: bytes, deadline: float = math.inf, label: str = "") -> Explanation:
         """Return where on the photo the network found the class `label`, or the likeliest one.
@@ -97,11 +102,17 @@ class Predictor:
                 'There are no heat maps with engine = "fastai", nor of a whole ONNX network; a checkpoint '
                 'with engine = "auto" has them. POST /analyze answers as usual.'
             )
-        return await self._decoder.apply(lambda image: explain(image, label), data, deadline)
+        return await self._decoded(lambda image: explain(image, label), data, deadline)
 
-    def slot(self) -> AbstractContextManager[float]:
-        """Return a place in the queue, entered with its deadline. Raises Unavailable if the queue is full."""
-        return self._admission.slot()
+    @contextmanager
+    def slot(self) -> Iterator[float]:
+        """Enter the queue; yield the deadline (by time.monotonic). Raises Unavailable if it is full."""
+        with self._admission.slot() as deadline, self._metrics.in_flight.track_inprogress():
+            yield deadline
+
+    async def _decoded(self, work: Callable[[Image.Image], Result], data: bytes, deadline: float) -> Result:
+        decode = self._threads.decoder.apply
+        return await decode(work, data, deadline, self._model.exif, self._model.decode_size)
 
     def _prediction(self, output: Output) -> Prediction:
         """Return the answer in words."""
@@ -120,6 +131,7 @@ class Predictor:
         return Prediction(result, confidence, familiarity, unsure, scores)
 
     async def close(self) -> None:
-        """Finish the photos in the queue and end the threads."""
+        """Finish the photos in the queue and end the threads, unless they are shared."""
         await self._batcher.close()
-        self._decoder.close()
+        if self._shared is None:
+            self._threads.close()

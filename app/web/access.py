@@ -71,6 +71,7 @@ def set_session(request: Request, response: Response) -> None:
             SESSION,
             keys.session(time.time()),
             max_age=SESSION_SECONDS,
+            path=request.scope.get("app_root_path", "") + "/",
             httponly=True,
             # within the frame of another site a browser sends no stricter cookie
             samesite="none" if framed and secure else "strict",

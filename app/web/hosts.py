@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 from app.settings import Settings
 
@@ -29,6 +30,11 @@ def public_address(settings: Settings, environment: Mapping[str, str]) -> str:
         if environment.get(variable) and ADDRESS.fullmatch(address):
             return address
     return ""
+
+
+def path_prefix(settings: Settings) -> str:
+    """Return the path below which a proxy shows the server, by `public_url`: "" or such as "/classify"."""
+    return urlsplit(settings.public_url).path.rstrip("/")
 
 
 def frame_origins(settings: Settings, environment: Mapping[str, str]) -> tuple[str, ...]:

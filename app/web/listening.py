@@ -5,7 +5,9 @@ import errno
 import logging
 import math
 import os
+import signal
 import socket
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, Final
 
@@ -43,7 +45,13 @@ def server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """A server that drains on the first signal and exits on the second one."""
+    """A server that drains on the first signal, exits on the second one, and calls `reload` on SIGHUP."""
+
+    def __init__(self, config: uvicorn.Config, reload: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        super().__init__(config)
+        self._reload = reload
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._terminal = has_terminal()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -51,7 +59,10 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(_LoopErrors())
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_LoopErrors())
+        if hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         try:
             await super().startup(sockets)
         except SystemExit as end:  # uvicorn's answer to an address that it cannot bind
@@ -62,6 +73,24 @@ class Server(uvicorn.Server):
             for each in server.sockets:  # the kernel may queue more: asyncio knows one number for both
                 with socket.socket(fileno=os.dup(each.fileno())) as same:
                     same.listen(QUEUE)
+
+    def _hang_up(self) -> None:
+        """Reload, unless the signal means that the terminal was closed."""
+        if self._terminal and not has_terminal():
+            self.should_exit = True
+            return
+        task = asyncio.create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+
+def has_terminal() -> bool:
+    """Return whether the process has a controlling terminal."""
+    try:
+        with open("/dev/tty", "rb"):
+            return True
+    except OSError:
+        return False
 
 
 class _LoopErrors:

@@ -21,7 +21,7 @@ from app.logs import log_request
 from app.metrics import Metrics
 from app.settings import Settings
 from app.web.budget import SOON, Upload, UploadBudget
-from app.web.hosts import frame_origins
+from app.web.hosts import frame_origins, path_prefix
 from app.web.problems import problem, unknown_method
 from app.web.upload import max_body
 
@@ -38,10 +38,11 @@ PREFLIGHT: Final = {
     "access-control-allow-headers": "authorization, content-type, x-api-key",
     "access-control-max-age": "600",  # seconds
 }
-EXPOSED: Final = "x-request-id, retry-after"
+EXPOSED: Final = "x-request-id, retry-after, x-model"
 METHODS: Final = frozenset(HTTPMethod)
 MAX_UPLOADING: Final = 64_000_000  # bytes of all uploads together, in memory: twenty as phones send them
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+/?")  # of a path below which a proxy shows the server
 RETRIED: Final = (Unavailable.code, TooManyRequests.code)
 # refused clients whose next request is read each second: eleven that retry immediately would take a core
 PER_SECOND: Final = 100
@@ -60,12 +61,13 @@ def around_requests(settings: Settings, metrics: Metrics) -> list[Middleware]:
         max_uploading=max(MAX_UPLOADING, limit),
         origins=settings.cors_origins,
         frames=frame_origins(settings, os.environ),
+        prefix=path_prefix(settings),
     )
     return [*([Middleware(TrustedProxies, trusted=trusted)] if trusted else []), requests]
 
 
 class TrustedProxies:
-    """The ASGI middleware that believes trusted proxies: X-Forwarded-For, X-Forwarded-Proto, X-Request-Id."""
+    """The ASGI middleware that believes trusted proxies: X-Forwarded-For, -Proto, -Prefix, X-Request-Id."""
 
     def __init__(self, app: ASGIApp, trusted: Sequence[str]) -> None:
         self._app = ProxyHeadersMiddleware(app, list(trusted))  # type: ignore[arg-type]  # uvicorn's own ASGI
@@ -73,17 +75,29 @@ class TrustedProxies:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request (the ASGI interface)."""
         if scope["type"] == "http" and scope["client"] and scope["client"][0] in self._app.trusted_hosts:
-            identity = Headers(scope=scope).get("x-request-id", "")
+            headers = Headers(scope=scope)
+            identity, prefix = headers.get("x-request-id", ""), headers.get("x-forwarded-prefix", "")
             if REQUEST_ID.fullmatch(identity):
                 scope["request_id"] = identity
+            if PREFIX.fullmatch(prefix):
+                scope["root_path"] = prefix.rstrip("/")
         await self._app(scope, receive, send)  # type: ignore[arg-type]
+
+
+def _place(scope: Scope, prefix: str) -> None:
+    """Place a request below the path `prefix`, as ASGI has it, whether the proxy took that off or not."""
+    path = scope["path"]
+    if path.startswith("/") and path != prefix and not path.startswith(f"{prefix}/"):
+        scope["path"] = prefix + path
+    scope["root_path"] = prefix
 
 
 class RequestMiddleware:
     """The ASGI middleware around every request.
 
     `max_body` bytes a request and `max_uploading` bytes of all requests together are read; pages of
-    `origins` may read the answers, and those of `frames` may show the page in a frame ("*": all pages).
+    `origins` may read the answers, and those of `frames` may show the page in a frame ("*": all pages). A
+    proxy shows the server below the path `prefix`, unless it says another one.
     """
 
     def __init__(
@@ -94,6 +108,7 @@ class RequestMiddleware:
         max_uploading: int,
         origins: Collection[str] = (),
         frames: Collection[str] = (),
+        prefix: str = "",
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -101,6 +116,7 @@ class RequestMiddleware:
         self._budget = UploadBudget(max_uploading)
         self._throttle = RetryThrottle()
         self._origins = origins
+        self._prefix = prefix
         policy = SECURITY["content-security-policy"] + (" ".join(frames) or "'none'")
         self._security = SECURITY | {"content-security-policy": policy}
 
@@ -110,6 +126,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         identity = scope.setdefault("request_id", secrets.token_hex(8))
+        _place(scope, scope.get("root_path") or self._prefix)
         # no file is sent in parts: all are small, and the framework answers a wrong Range with plain text
         scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
         start, status, unfinished = time.monotonic(), 0, False

@@ -47,14 +47,29 @@ KEY_EXAMPLES: Final = {
 }
 
 
+# of the table of requests, for an application
+APPLICATION_ROWS: Final = """\
+    <tr><th scope="row"><code>POST {path}/predict</code></th><td>Send JSON as for Clipper: <code>{{"input":
+    "..."}}</code> with the photo as base64, or <code>input_batch</code> with several. Returns
+    <code>output</code>, and in <code>default</code> whether it is the default, since the answer would have
+    been late.</td></tr>
+    <tr><th scope="row"><code>?version=</code></th><td>Ask one version of the model, with any of these
+    requests. The header <code>X-Model</code> names the version of an answer.</td></tr>
+"""
+
+
 class Pages:
     """The pages of one server, made once from its settings.
 
     `classes` are those that it names; an export says them only when it has been opened.
     """
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str] = os.environ) -> None:
-        """Read templates, texts and samples. Raises SettingsError where there are no such samples."""
+    def __init__(
+        self, settings: Settings, environment: Mapping[str, str] = os.environ, path: str = ""
+    ) -> None:
+        """Read templates, texts and samples; `path` is that of the page below the server's address.
+
+        Raises SettingsError where there are no such samples."""
         self._settings = settings
         self.classes = settings.labels or settings.classes
         self._exactly = True  # until the model is known
@@ -63,7 +78,8 @@ class Pages:
         self.samples = _samples(settings)  # in the order in which they are shown
         self.stylesheet = color_rules(settings.color) + (VIEW / "static" / "style.css").read_text("utf-8")
         self._thumbs = [_thumb(file) for file in self.samples]
-        self._preview_tags = preview_tags(settings, environment)
+        self._path = path
+        self._preview_tags = preview_tags(settings, environment, path)
 
     @cached_property
     def preview(self) -> bytes:
@@ -163,7 +179,10 @@ class Pages:
         values = {
             "cors_note": words["cors_open" if origins else "cors_closed"].format(origins=", ".join(origins))
         }
-        return self._fill("api", DEFAULT, words | examples | values, model=model, key_note=note)
+        rows = APPLICATION_ROWS.format(path=html.escape(self._path)) if self._path else ""
+        return self._fill(
+            "api", DEFAULT, words | examples | values, model=model, key_note=note, application=rows
+        )
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest for phones to install the page (W3C Web Application Manifest)."""

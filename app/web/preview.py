@@ -19,11 +19,15 @@ MAX_PHOTOS: Final = 3
 SMOOTH: Final = 2  # drawn so many times as large, then scaled down: Pillow's lines have no soft edges
 
 
-def preview_tags(settings: Settings, environment: Mapping[str, str]) -> str:
-    """Return the tags of the page's preview. It has a picture where the page's address is known."""
+def preview_tags(settings: Settings, environment: Mapping[str, str], path: str = "") -> str:
+    """Return the tags of the page's preview. It has a picture where the server's address is known.
+
+    `path` is that of the page below the address, such as "/garments".
+    """
     address = html.escape(public_address(settings, environment))
     if not address:
         return '<meta name="twitter:card" content="summary">\n'
+    address += path
     width, height = SIZE
     return (
         f'<meta property="og:url" content="{address}/">\n<link rel="canonical" href="{address}/">\n'

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -19,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from app.errors import Code, PayloadTooLarge, RequestError
 
 TYPE: Final = "application/problem+json"
+NONE: Final[Mapping[str, str]] = {}
 VARIES: Final = {"vary": "Accept"}
 CODES: Final[dict[int, Code]] = {404: "not-found", 405: "method-not-allowed"}
 
@@ -29,13 +31,13 @@ PAGE: Final = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
-<link rel="stylesheet" href="/static/style.css">
+<link rel="stylesheet" href="{server}/static/style.css">
 </head>
 <body>
 <main>
   <h1>{title}</h1>
   <p role="alert">{detail}</p>
-  <p><a href="/">Back to the page</a></p>
+  <p><a href="{page}/">Back to the page</a></p>
   <p><small>{status} {code}, request {request_id}</small></p>
 </main>
 </body>
@@ -61,9 +63,9 @@ class Problem(NamedTuple):
         members = {"type": "about:blank", "title": self.title, **self._asdict()}
         return json.dumps(members, ensure_ascii=False).encode("utf-8", "replace")
 
-    def as_page(self) -> bytes:
-        """Return a page with the same members."""
-        members = {"title": self.title, **self._asdict()}
+    def as_page(self, server: str = "", page: str = "") -> bytes:
+        """Return a page with the same members, and links to the paths of the server and of its page."""
+        members = {"title": self.title, "server": server, "page": page, **self._asdict()}
         escaped = {name: html.escape(str(value)) for name, value in members.items()}
         return PAGE.format_map(escaped).encode("utf-8", "replace")
 
@@ -79,12 +81,12 @@ def as_json(record: Struct | list[Any], headers: dict[str, str] | None = None) -
     return Response(msgspec.json.encode(record), headers=headers, media_type="application/json")
 
 
-def as_prediction(request: Request, prediction: Struct) -> Response:
+def as_prediction(request: Request, prediction: Struct, headers: Mapping[str, str] = NONE) -> Response:
     """Return a Prediction as JSON, or as a page where a browser asks."""
     if wants_page(request):
         page = request.state.pages.answer(prediction, language_of(request))
-        return HTMLResponse(page, headers={"vary": "Accept, Accept-Language"})
-    return as_json(prediction, VARIES)
+        return HTMLResponse(page, headers={"vary": "Accept, Accept-Language", **headers})
+    return as_json(prediction, {**VARIES, **headers})
 
 
 def language_of(request: Request) -> str:
@@ -100,7 +102,9 @@ def problem(
     request.scope["code"] = code
     failure = Problem(status, code, detail, request.scope["request_id"])
     if wants_page(request):
-        response = Response(failure.as_page(), status, headers, media_type="text/html")
+        page = request.scope.get("root_path", "")
+        server = request.scope.get("app_root_path", page)  # without an application's name
+        response = Response(failure.as_page(server, page), status, headers, media_type="text/html")
     else:
         response = Response(failure.as_json(), status, headers, media_type=TYPE)
     response.headers.update(VARIES)
@@ -126,6 +130,11 @@ async def failed_route(request: Request, error: HTTPException) -> Response:
         headers["allow"] = ", ".join(sorted(allowed))
         if request.method == "OPTIONS":
             return Response(None, 204, headers)
+    if not get_route_path(
+        request.scope
+    ):  # the path below which a proxy shows the server, without its slash; links are relative
+        location = request.scope["path"].rpartition("/")[2] + "/"
+        return Response(None, 308, {"location": location, "cache-control": "no-cache"})
     if request.scope["path"] == "*":  # RFC 9110, 9.3.7: OPTIONS of the server as a whole
         return Response(None, 204, {"allow": "GET, HEAD, OPTIONS, POST"})
     detail = {

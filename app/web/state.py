@@ -1,4 +1,4 @@
-"""The state that all requests share: the predictor, while it opens and once it is open.
+"""The state that all requests share: the applications, while their versions open and once they are open.
 
 Knows nothing of HTTP.
 """
@@ -6,22 +6,20 @@ Knows nothing of HTTP.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
+from app.catalog import Catalog, changed_in_server
 from app.errors import StartupError, Unavailable
 from app.logs import log_progress
 from app.metrics import Metrics
-from app.serving.feedback import Feedback, open_feedback
-from app.serving.opening import open_model
-from app.serving.predictor import Predictor
-from app.settings import Settings
+from app.serving.application import Application, Single
 from app.web.access import ApiKeys, RateLimiter
+from app.web.linking import Site, Sites, make_pages
+from app.web.pages import Pages
 
 STARTING_RETRY: Final = 2  # seconds
 MAX_FETCHING: Final = 6  # images fetched at the same time: as much memory as uploads have
-
-HOUR: Final = 3600  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -30,34 +28,37 @@ OnFailure = Callable[[StartupError], None]
 
 
 class Service:
-    """The state of one server: the predictor once it is open, and until then the progress of opening it."""
+    """The state of one server: its applications, and the progress of opening their versions."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, on_failure: OnFailure) -> None:
-        self.settings = settings
+    def __init__(
+        self, catalog: Catalog, pages: Mapping[str, Pages], metrics: Metrics, on_failure: OnFailure
+    ) -> None:
+        self.settings = catalog.settings
         self.metrics = metrics
-        self._on_failure = on_failure
-        self.keys = ApiKeys(settings.api_keys)
-        self.limiter = RateLimiter(settings.rate_limit)
-        self.fetching = asyncio.Semaphore(MAX_FETCHING)
-        self.feedback: Feedback | None = None
-        self._predictor: Predictor | None = None
+        self.sites = Sites(pages, metrics)
+        self._catalog = catalog
+        self._pages = pages
+        self._changing = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
+        self._on_failure = on_failure
+        self.keys = ApiKeys(self.settings.api_keys)
+        self.limiter = RateLimiter(self.settings.rate_limit)
+        self.fetching = asyncio.Semaphore(MAX_FETCHING)
         self.phase = "starting"
         self.percent: int | None = None
         self.received: int | None = None
         self.total: int | None = None
 
-    @property
-    def predictor(self) -> Predictor:
-        """Return the open predictor. Raises Unavailable while there is none."""
-        if self._predictor is None:
+    def answers(self, site: Site) -> Application | Single:
+        """Return what answers for an application. Raises Unavailable while its versions are being opened."""
+        if site.answers is None:
             percent = "" if self.percent is None else f", {self.percent} %"
             raise Unavailable(
                 f"The model is not ready yet ({self.phase}{percent}); try again in a moment.",
                 "model-loading",
                 retry_after=STARTING_RETRY,
             )
-        return self._predictor
+        return site.answers
 
     def report(
         self, phase: str, percent: int | None, received: int | None = None, total: int | None = None
@@ -75,41 +76,47 @@ class Service:
         return progress if self.received is None else progress | {"bytes": self.received, "total": self.total}
 
     async def open(self) -> None:
-        """Open the predictor; hand a failure to `on_failure`."""
+        """Open the versions; hand a failure to `on_failure`."""
         start = time.monotonic()
         try:
-            predictor = Predictor(await open_model(self.settings, self.report), self.metrics)
-            self.feedback = open_feedback(self.settings, predictor.card.classes)
-            self._predictor = predictor
+            async with self._changing:
+                await self.sites.apply(self._catalog, self._pages, self.report)
         except Exception as error:  # an unexpected one must not leave a server that never gets ready
             self.report("failed", None)
-            if not isinstance(error, StartupError):
-                logger.exception("the model could not be opened")
-                error = StartupError(
-                    f"the model could not be opened ({type(error).__name__}): a bug; please report it"
-                )
-            self._on_failure(error)
+            self._on_failure(_startup_error(error))
         else:
-            card = self._predictor.card
-            self.metrics.model.info({"architecture": card.architecture, "sha256": card.sha256})
             self.report("ready", 100)
-            if self.feedback:
-                self._sweeping = asyncio.create_task(sweep_hourly(self.feedback))
+            self._sweeping = asyncio.create_task(self.sites.sweep_hourly())
             logger.info("ready after %.2f s", time.monotonic() - start)
 
+    async def reload(self, read: Callable[[], Catalog]) -> None:
+        """Serve another catalog: open its new versions, relink, and close the versions that are gone.
+
+        If it is invalid, or one of its versions cannot be opened, the log says why, and nothing changes.
+        """
+        async with self._changing:
+            try:
+                catalog = await asyncio.to_thread(read)
+                pages = await asyncio.to_thread(make_pages, catalog)
+                gone = await self.sites.apply(catalog, pages, lambda *_: None)
+            except Exception as error:
+                logger.error("the settings are not applied: %s", _startup_error(error))
+                return
+            if fixed := changed_in_server(self.settings, catalog.settings):
+                logger.warning("restart the server to apply another %s", ", ".join(fixed))
+            await asyncio.gather(*(version.close() for version in gone))
+            logger.info("the settings are applied; open: %s", ", ".join(catalog.versions) or "one model")
+
     async def close(self) -> None:
-        """Finish the requests under way and close the predictor."""
+        """Finish the requests under way and close all versions."""
         if self._sweeping is not None:
             self._sweeping.cancel()
-        if self._predictor is not None:
-            await self._predictor.close()
+        await self.sites.close()
 
 
-async def sweep_hourly(feedback: Feedback) -> None:
-    """Delete the photos whose time is over, also where nobody sends a new one."""
-    while True:
-        try:
-            await feedback.sweep()
-        except OSError as error:
-            logger.warning("feedback cannot be swept: %s", error)
-        await asyncio.sleep(HOUR)
+def _startup_error(error: Exception) -> StartupError:
+    """Return the error, or one that reports a bug; its traceback goes to the log."""
+    if isinstance(error, StartupError):
+        return error
+    logger.error("the model could not be opened", exc_info=error)
+    return StartupError(f"the model could not be opened ({type(error).__name__}): a bug; please report it")

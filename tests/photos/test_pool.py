@@ -12,41 +12,44 @@ from PIL import Image, _imaging
 from app.errors import BadImage, Unavailable
 from app.photos.decode import decode
 from app.photos.pool import Decoder, Room
+from app.types import Size
 from tests.conftest import SECONDS, image_bytes, named
 
 PHOTO = image_bytes("b00_12mp_4000x3000.jpg")
 
 
-def applied(decoder: Decoder, data: bytes, deadline: float = math.inf) -> Image.Image:
+def applied(
+    decoder: Decoder, data: bytes, deadline: float = math.inf, least: Size | None = None
+) -> Image.Image:
     try:
-        return asyncio.run(decoder.apply(lambda image: image, data, deadline))
+        return asyncio.run(decoder.apply(lambda image: image, data, deadline, least=least))
     finally:
         decoder.close()
 
 
 def test_a_photo_is_decoded_as_without_threads() -> None:
-    image = applied(Decoder("turn"), PHOTO)
+    image = applied(Decoder(), PHOTO)
     assert np.array_equal(np.asarray(image), np.asarray(decode(PHOTO)))
 
 
 def test_what_is_no_picture_is_refused_as_without_threads() -> None:
     with pytest.raises(BadImage):
-        applied(Decoder("turn"), PHOTO[: len(PHOTO) // 2])
+        applied(Decoder(), PHOTO[: len(PHOTO) // 2])
 
 
 @pytest.mark.fault("L03")
 def test_a_photo_whose_turn_comes_too_late_is_not_decoded() -> None:
     with pytest.raises(Unavailable) as caught:
-        applied(Decoder("turn"), b"no picture at all", time.monotonic())
+        applied(Decoder(), b"no picture at all", time.monotonic())
     assert caught.value.code == "queue-timeout"
 
 
 def test_a_large_jpeg_is_decoded_reduced_where_that_is_allowed_and_looks_the_same() -> None:
     preprocess = named()
-    image = applied(Decoder("turn", preprocess.least), PHOTO)
+    image = applied(Decoder(), PHOTO, least=preprocess.least)
     assert image.size == (2000, 1500)  # 1000 x 750 would be less than four times 224
     assert np.abs(preprocess(image) - preprocess(decode(PHOTO))).max() < 3 * (1 / 255 / 0.224)
-    small = applied(Decoder("turn", preprocess.least), image_bytes("a14_1000x1000.jpg"))
+    small = applied(Decoder(), image_bytes("a14_1000x1000.jpg"), least=preprocess.least)
     assert small.size == (1000, 1000)
 
 
@@ -57,7 +60,7 @@ def kept() -> int:
 
 def test_memory_is_kept_for_the_next_large_photo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.photos.pool.KEPT_SECONDS", SECONDS)
-    decoder = Decoder("turn")
+    decoder = Decoder()
 
     async def decoded_twice() -> None:
         await decoder.apply(lambda image: None, PHOTO, math.inf)
@@ -76,7 +79,7 @@ def test_memory_is_given_back_after_a_photo_however_long_it_took(monkeypatch: py
     monkeypatch.setattr("app.photos.pool.KEPT_SECONDS", 0.0)  # far less than the photo takes
 
     async def decoded() -> None:
-        decoder = Decoder("turn")
+        decoder = Decoder()
         await decoder.apply(lambda image: None, PHOTO, math.inf)
         async with asyncio.timeout(SECONDS):
             while kept():

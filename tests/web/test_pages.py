@@ -227,7 +227,14 @@ def test_every_code_of_a_refused_photo_has_its_words() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in requests and len(node.args) > 1:
                 codes.add(ast.literal_eval(node.args[1]))
     assert {"corrupt-image", "truncated-image", "empty-file", "model-loading", "overloaded"} <= codes
-    for_programs = {"unknown-label", "not-an-image", "url-not-allowed", "fetch-failed", "fetch-timeout"}
+    for_programs = {
+        "unknown-label",
+        "unknown-version",
+        "not-an-image",
+        "url-not-allowed",
+        "fetch-failed",
+        "fetch-timeout",
+    }
     assert codes - for_programs - TEXTS["script"]["problems"].keys() == set()
 
 
