@@ -6,13 +6,16 @@ PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 COVERAGE := --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 DOCKER ?= docker
 
-.PHONY: help serve now image test test-all test-quick docs screenshots check bench
+.PHONY: help serve notebook now image test test-all test-quick docs screenshots check bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 serve: .venv/serve ## serve your settings.toml, or else the demo, on http://127.0.0.1:8080; PORT= takes another port
 	$(BIN)/python -m app serve --port $(PORT)
+
+notebook: .venv/notebook ## open JupyterLab on a notebook that trains a classifier and serves it (installs 2.2 GB)
+	cd notebook && ../$(BIN)/python -m jupyterlab train_and_serve.ipynb $(ARGS)
 
 now: .venv/serve ## put it online with Vercel; ARGS=--prod deploys to the public link
 	$(BIN)/python -m app now $(ARGS)
@@ -58,6 +61,10 @@ tests/node_modules: tests/package.json
 	$(BIN)/pip install --quiet -r requirements-test.txt
 	@touch $@
 
-.venv/dev: .venv/quick requirements.txt requirements-dev.txt
+.venv/notebook: .venv/serve requirements.txt requirements-notebook.txt
+	$(BIN)/pip install --quiet -r requirements-notebook.txt
+	@touch $@
+
+.venv/dev: .venv/quick requirements.txt requirements-notebook.txt requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	@touch $@

@@ -4,7 +4,8 @@
 import base64, io, json, re, PIL, torch
 from fastai.vision.all import *
 
-def deploy(learn, photos=12, side=512):
+def deploy(learn, photos=12, side=512, folder="."):
+    folder = Path(folder)
     valid, vocab, loss = learn.dls.valid, [str(c) for c in learn.dls.vocab], learn.loss_func
     settings = {"model_url": "stage-2.pth", "proof_url": "proof.json", "classes": vocab, "samples": "samples"}
     settings |= {"exif": "ignore", "pillow": PIL.__version__}  # fastai ignores EXIF; Pillow's rounding changed
@@ -49,8 +50,9 @@ def deploy(learn, photos=12, side=512):
         return said if said.min() >= 0 and abs(said.sum() - 1) < 1e-3 else said.softmax(0)
 
     proof, items = {"classes": vocab, "photos": []}, valid.dataset.tls[0].items
-    Path("samples").mkdir(exist_ok=True)
-    for i in range(0, len(items), max(1, len(items) // photos))[:photos]:  # from all over: folders come by class
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    chosen = list(range(0, len(items), max(1, len(items) // photos))[:photos])  # from all over: folders come by class
+    for i in chosen:
         item, file = items[i], io.BytesIO()
         for t in before: item = t(item)
         image = PILImage.create(item)  # in color, also for a network that will see gray, as photos come
@@ -59,13 +61,30 @@ def deploy(learn, photos=12, side=512):
         scores = probabilities(file.getvalue())
         photo = {"name": f"validation-{i}.png", "photo": base64.b64encode(file.getvalue()).decode()}
         proof["photos"].append({**photo, "probabilities": scores.tolist()})
-        sample = Path("samples") / (re.sub(r"[^\w-]+", "_", vocab[int(scores.argmax())]) + ".jpg")
+        sample = folder / "samples" / (re.sub(r"[^\w-]+", "_", vocab[int(scores.argmax())]) + ".jpg")
         if not sample.exists() and len(list(sample.parent.iterdir())) < 6: image.convert("RGB").save(sample)
-    torch.save(learn.model.state_dict(), "stage-2.pth")
-    Path("proof.json").write_text(json.dumps(proof))
+    try:  # familiarity is the cosine similarity of features, as the server has them, to any photo of the proof
+        first = next(m for m in learn.model[-1].modules() if isinstance(m, (nn.BatchNorm1d, nn.Linear)))
+    except (TypeError, StopIteration):
+        print("Not a body and a head: no unfamiliar_below is suggested.")
+    else:
+        rows = []
+        hook = first.register_forward_pre_hook(lambda _, given: rows.append(given[0].detach().cpu()))
+        with learn.no_bar(), learn.no_logging(): learn.get_preds(dl=valid)
+        hook.remove()
+        features = F.normalize(torch.cat(rows))
+        similar = features @ features[chosen].T
+        similar[chosen, range(len(chosen))] = -1  # a photo of the proof is not compared with itself
+        ranked = similar.max(1).values.sort().values
+        limit = max(0.0, int(1000 * ranked[len(ranked) // 20]) / 1000)  # at most a twentieth is below it
+        settings["unfamiliar_below"] = limit
+        print(f"unfamiliar_below = {limit}: {int((ranked < limit).sum())} of {len(ranked)} validation photos are below")
+    torch.save(learn.model.state_dict(), folder / "stage-2.pth")
+    (folder / "proof.json").write_text(json.dumps(proof))
     lines = (f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
-    Path("settings.toml").write_text("".join(lines))
+    (folder / "settings.toml").write_text("".join(lines))
+
+if __name__ == "__main__":  # in a notebook
+    deploy(learn)
     print("Upload stage-2.pth and proof.json, and put their links into these two lines of settings.toml:")
     print('model_url = "https://..."\nproof_url = "https://..."')
-
-deploy(learn)

@@ -4,7 +4,8 @@
 import base64, io, json, re, PIL, torch
 from fastai.vision import *
 
-def deploy(learn, photos=12, side=512):
+def deploy(learn, photos=12, side=512, folder="."):
+    folder = Path(folder)
     data, loss = learn.data, learn.loss_func
     valid, classes = data.valid_ds, [str(c) for c in data.classes]
     settings = {"model_url": "stage-2.pth", "proof_url": "proof.json", "classes": classes, "samples": "samples",
@@ -31,20 +32,38 @@ def deploy(learn, photos=12, side=512):
         return said if said.min() >= 0 and abs(said.sum() - 1) < 1e-3 else said.softmax(0)
 
     proof, items = {"classes": classes, "photos": []}, valid.x.items
-    Path("samples").mkdir(exist_ok=True)
-    for i in range(0, len(items), max(1, len(items) // photos))[:photos]:  # from all over: folders come by class
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    chosen = list(range(0, len(items), max(1, len(items) // photos))[:photos])  # from all over: folders come by class
+    for i in chosen:
         image, file = PIL.Image.open(str(items[i])).convert("RGB"), io.BytesIO()
         image.thumbnail((side, side))
         image.save(file, "PNG")
         scores = probabilities(open_image(io.BytesIO(file.getvalue())))
         photo = {"name": f"validation-{i}.png", "photo": base64.b64encode(file.getvalue()).decode()}
         proof["photos"].append({**photo, "probabilities": [float(score) for score in scores]})
-        sample = Path("samples") / (re.sub(r"[^\w-]+", "_", classes[int(scores.argmax())]) + ".jpg")
+        sample = folder / "samples" / (re.sub(r"[^\w-]+", "_", classes[int(scores.argmax())]) + ".jpg")
         if not sample.exists() and len(list(sample.parent.iterdir())) < 6: image.save(str(sample))
-    torch.save(learn.model.state_dict(), "stage-2.pth")
-    Path("proof.json").write_text(json.dumps(proof))
-    Path("settings.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    try:  # familiarity is the cosine similarity of features, as the server has them, to any photo of the proof
+        first = next(m for m in learn.model[-1].modules() if isinstance(m, (nn.BatchNorm1d, nn.Linear)))
+    except (TypeError, StopIteration):
+        print("Not a body and a head: no unfamiliar_below is suggested.")
+    else:
+        rows = []
+        hook = first.register_forward_pre_hook(lambda _, given: rows.append(given[0].detach().cpu()))
+        learn.get_preds(ds_type=DatasetType.Valid)
+        hook.remove()
+        features = F.normalize(torch.cat(rows))
+        similar = features @ features[chosen].t()
+        similar[chosen, list(range(len(chosen)))] = -1  # a photo of the proof is not compared with itself
+        ranked = similar.max(1)[0].sort()[0]
+        limit = max(0.0, int(1000 * float(ranked[len(ranked) // 20])) / 1000)  # at most a twentieth is below it
+        settings["unfamiliar_below"] = limit
+        print(f"unfamiliar_below = {limit}: {int((ranked < limit).sum())} of {len(ranked)} validation photos are below")
+    torch.save(learn.model.state_dict(), str(folder / "stage-2.pth"))
+    (folder / "proof.json").write_text(json.dumps(proof))
+    (folder / "settings.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+
+if __name__ == "__main__":  # in a notebook
+    deploy(learn)
     print("Upload stage-2.pth and proof.json, and put their links into these two lines of settings.toml:")
     print('model_url = "https://..."\nproof_url = "https://..."')
-
-deploy(learn)

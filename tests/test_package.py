@@ -163,7 +163,8 @@ def test_uv_runs_the_module_and_the_command_of_a_checkout(version: str, tmp_path
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     deployed = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     for name in ("pyproject.toml", "README.md", ".gitignore", *deployed):
-        shutil.copy(ROOT / name, tmp_path)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     for command in (("-m", "app"), ("fastai-now",)):
         words = (BESIDE_PYTHON / "uv", "run", "--quiet", "--python", found[0], *command, "predict", PHOTO)
         assert "dress (98.4%)" in run(*words, cwd=tmp_path, VIRTUAL_ENV="")
