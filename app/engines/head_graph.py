@@ -3,7 +3,8 @@
 The same numbers as `head.Head`, which is kept for the gradients of heat maps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import assert_never
 
 import numpy as np
@@ -26,19 +27,33 @@ from app.graphs.protobuf import extension, node
 from app.types import Array, Arrays
 
 OPERATORS = {HardSwish: "HardSwish", GELU: "Gelu", Tanh: "Tanh", ReLU: "Relu"}  # of ONNX
-FEATURES, POOLED, LOGITS = "features", "pooled", "logits"  # (N, C, h, w), (N, features), (N, outputs)
+FEATURES, POOLED = "features", "pooled"  # (N, C, h, w), (N, features)
+PROBABILITIES = "probabilities"  # (N, outputs)
 
 
-def head_graph(head: Head) -> tuple[bytes, Arrays]:
+def head_graph(head: Head, multi_label: bool = False) -> tuple[bytes, Arrays]:
     """The bytes after a body's graph, and the arrays to bind: from its output `features` to two more,
-    `pooled` and `logits`.
+    `pooled` and `probabilities`.
     """
     writer = _Writer()
     mapped = writer.layers(head.before, FEATURES, on_map=True)
     writer.pool(head, mapped)
-    last = writer.layers(head.layers, POOLED)
-    writer.add("Identity", [last], LOGITS)
-    return extension(writer.nodes, writer.weights, (POOLED, LOGITS)), writer.weights
+    logits = writer.layers(head.layers, POOLED)
+    writer.add("Sigmoid" if multi_label else "Softmax", [logits], PROBABILITIES)
+    return extension(writer.nodes, writer.weights, (POOLED, PROBABILITIES)), writer.weights
+
+
+def _folded(layers: Sequence[Layer]) -> Iterator[Layer]:
+    """Yield the layers, each BatchNorm taken into the Linear behind it: y = W (x * scale + shift) + b."""
+    norm = None
+    for layer, following in zip_longest(layers, layers[1:]):
+        if isinstance(layer, BatchNorm) and isinstance(following, Linear):
+            norm = layer
+        elif norm and isinstance(layer, Linear):
+            yield Linear(layer.weight * norm.scale, layer.weight @ norm.shift + layer.bias, layer.relu)
+            norm = None
+        else:
+            yield layer
 
 
 class _Writer:
@@ -62,7 +77,7 @@ class _Writer:
 
     def layers(self, layers: Sequence[Layer], x: str, *, on_map: bool = False) -> str:
         """The layers on (N, features); `on_map`: on each position of (N, C, h, w)."""
-        for layer in layers:
+        for layer in _folded(layers):
             match layer:
                 case BatchNorm():
                     x = self.add("Add", [self.add("Mul", [x, layer.scale]), layer.shift])

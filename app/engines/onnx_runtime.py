@@ -9,8 +9,7 @@ import numpy as np
 
 from app.cpus import usable_cores
 from app.engines.contract import Network, Output, Prepare, Run, same_sized
-from app.engines.head import sigmoid, softmax
-from app.engines.head_graph import FEATURES, LOGITS, POOLED, head_graph
+from app.engines.head_graph import FEATURES, POOLED, PROBABILITIES, head_graph
 from app.engines.int8 import quantize
 from app.engines.sessions import bound_session
 from app.photos.transforms import Preprocess
@@ -36,13 +35,12 @@ class GraphEngine:
         body = graph.float32(network.arrays) if quantized_weights is None else quantized_weights
         companion = graph.int8 if quantized_weights is not None else None
         path = companion.path if companion else graph.path
-        continuation, head = head_graph(network.head)
+        continuation, head = head_graph(network.head, multi_label)
         self._weights = {**body, **head}  # the session refers to them and does not own them
         self._session = bound_session(path.read_bytes() + continuation, self._weights)
         self._channels = int(self._session.get_inputs()[0].shape[1])
         self._network = network
         self._multi_label = multi_label
-        self._activation = sigmoid if multi_label else softmax
 
     def bind(self, preprocess: Preprocess) -> tuple[Prepare, Run]:
         """Return the two functions that answer photos through this pipeline."""
@@ -50,15 +48,16 @@ class GraphEngine:
 
     def run(self, pixels: Sequence[Float32]) -> list[Output]:
         """Answer N arrays (C, H, W) float32, each as it would be answered alone."""
-        batches = same_sized(pixels)
         return [
-            output for batch in batches for output in self._outputs(*self._compute([POOLED, LOGITS], batch))
+            output
+            for batch in same_sized(pixels)
+            for output in map(Output, *self._compute([PROBABILITIES, POOLED], batch))
         ]
 
     def predict_with_features(self, pixels: Float32) -> tuple[Output, Float32]:
         """Answer one (3, H, W) array; with its feature map, (C, h, w)."""
-        pooled, logits, features = self._compute([POOLED, LOGITS, FEATURES], [pixels])
-        return self._outputs(pooled, logits)[0], features[0]
+        probabilities, pooled, features = self._compute([PROBABILITIES, POOLED, FEATURES], [pixels])
+        return Output(probabilities[0], pooled[0]), features[0]
 
     def quantized(self, pixels: Iterable[Float32]) -> "GraphEngine":
         """Return the same engine in int8, calibrated on photos, (3, H, W) float32 each.
@@ -73,11 +72,6 @@ class GraphEngine:
         if batch.shape[1] < self._channels:  # gray: the weights of the other two are zero
             batch = np.repeat(batch, self._channels, axis=1)
         return self._session.run(names, {"pixels": batch})  # type: ignore[no-any-return]
-
-    def _outputs(self, pooled: Float32, logits: Float32) -> list[Output]:
-        with np.errstate(all="ignore"):  # an overflow makes the output infinite, which is checked later
-            probabilities = self._activation(logits)
-        return [Output(*both) for both in zip(probabilities, pooled, strict=True)]
 
 
 def load(network: Network, classes: Sequence[str], multi_label: bool) -> GraphEngine:

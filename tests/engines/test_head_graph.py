@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from app.engines.head import Head, read_head
-from app.engines.head_graph import LOGITS, POOLED, head_graph
+from app.engines.head_graph import POOLED, PROBABILITIES, head_graph
 from app.engines.sessions import bound_session
 from tests.engines.test_head import CHANNELS, VARIANTS, arrays_of, feature_map, spread
 
 
-def computed(head: Head, features: torch.Tensor) -> list[np.ndarray]:
-    """The pooled features and the logits, behind a body that changes nothing."""
+def computed(head: Head, features: torch.Tensor, multi_label: bool = False) -> list[np.ndarray]:
+    """The pooled features and the probabilities, behind a body that changes nothing."""
     shape = ["batch", CHANNELS, *(["height", "width"] if features.ndim == 4 else [])]
     pixels, output = (
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
@@ -25,22 +25,23 @@ def computed(head: Head, features: torch.Tensor) -> list[np.ndarray]:
     )
     opset = onnx.helper.make_opsetid("", 20)
     model = onnx.helper.make_model(body, opset_imports=[opset], ir_version=10).SerializeToString()
-    continuation, weights = head_graph(head)
+    continuation, weights = head_graph(head, multi_label)
     session = bound_session(model + continuation, weights)
-    return session.run([POOLED, LOGITS], {"pixels": features.numpy()})  # type: ignore[no-any-return]
+    return session.run([POOLED, PROBABILITIES], {"pixels": features.numpy()})  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_every_head_of_fastai_v2_gives_the_same_logits_in_onnx_runtime(
+def test_every_head_of_fastai_v2_gives_the_same_probabilities_in_onnx_runtime(
     vision: Any, variant: dict[str, Any]
 ) -> None:
     module = spread(vision.create_head(CHANNELS, 5, **variant))
     features = feature_map(pooled=variant.get("pool") is False)
     head = read_head(arrays_of(module), CHANNELS)
-    pooled, logits = computed(head, features)
     with torch.no_grad():
-        expected = module(features).numpy()
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+        logits = module(features)
+    for multi_label, expected in ((False, logits.softmax(1)), (True, logits.sigmoid())):
+        pooled, probabilities = computed(head, features, multi_label)
+        np.testing.assert_allclose(probabilities, expected.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(pooled, head.pooled(features.numpy()), rtol=1e-5, atol=1e-5)
 
 
@@ -93,18 +94,18 @@ LIBRARIES: dict[str, tuple[dict[str, nn.Module], list[Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_the_heads_of_the_libraries_give_the_same_logits_in_onnx_runtime(name: str) -> None:
+def test_the_heads_of_the_libraries_give_the_same_probabilities_in_onnx_runtime(name: str) -> None:
     modules, steps, described = LIBRARIES[name]
     module = spread(Library(modules, steps))
     arrays = {key: tensor.numpy() for key, tensor in module.state_dict().items()}
-    _, logits = computed(read_head(arrays, CHANNELS, described), feature_map())
+    _, probabilities = computed(read_head(arrays, CHANNELS, described), feature_map())
     with torch.no_grad():
-        expected = module(feature_map()).numpy()
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+        expected = module(feature_map()).softmax(1).numpy()
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_logits_of_a_whole_network_pass_unchanged() -> None:
+def test_the_logits_of_a_whole_network_are_its_features_and_its_answer() -> None:
     features = feature_map(pooled=True)
-    pooled, logits = computed(read_head({}, CHANNELS, ["whole"]), features)
+    pooled, probabilities = computed(read_head({}, CHANNELS, ["whole"]), features)
     assert (pooled == features.numpy()).all()
-    assert (logits == features.numpy()).all()
+    np.testing.assert_allclose(probabilities, features.softmax(1).numpy(), rtol=1e-5)
