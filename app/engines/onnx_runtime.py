@@ -4,6 +4,7 @@ Knows nothing of files, photos or requests.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -11,15 +12,15 @@ from app.cpus import usable_cores
 from app.engines.contract import Network, Output, Prepare, Run, same_sized
 from app.engines.head_graph import FEATURES, POOLED, PROBABILITIES, head_graph
 from app.engines.int8 import quantize
-from app.engines.sessions import bound_session
+from app.engines.sessions import Sessions, bound_session
 from app.photos.transforms import Preprocess
 from app.types import Arrays, Float32
 
 
 class GraphEngine:
-    """The graphs of a body and a head, with the weights of a checkpoint, in one session.
+    """The graphs of a body and a head in one session, with the weights of a checkpoint.
 
-    Several threads may call it at once; each call uses all cores.
+    Several threads may call it at once.
     """
 
     name = "onnxruntime"
@@ -37,8 +38,9 @@ class GraphEngine:
         path = companion.path if companion else graph.path
         continuation, head = head_graph(network.head, multi_label)
         self._weights = {**body, **head}  # the session refers to them and does not own them
-        self._session = bound_session(path.read_bytes() + continuation, self._weights)
-        self._channels = int(self._session.get_inputs()[0].shape[1])
+        make = partial(bound_session, path.read_bytes() + continuation, self._weights)
+        self._sessions = Sessions(make, usable_cores())
+        self._channels = int(self._sessions.wide.get_inputs()[0].shape[1])
         self._network = network
         self._multi_label = multi_label
 
@@ -71,7 +73,7 @@ class GraphEngine:
         batch = pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)  # stack copies
         if batch.shape[1] < self._channels:  # gray: the weights of the other two are zero
             batch = np.repeat(batch, self._channels, axis=1)
-        return self._session.run(names, {"pixels": batch})  # type: ignore[no-any-return]
+        return self._sessions.run(names, {"pixels": batch})
 
 
 def load(network: Network, classes: Sequence[str], multi_label: bool) -> GraphEngine:

@@ -15,7 +15,7 @@ from PIL import Image, _imaging
 
 from app.cpus import usable_cores
 from app.errors import QueueTimeout
-from app.memory import return_free_pages
+from app.memory import return_free_pages, return_large_blocks
 from app.photos.decode import Exif, read_header, read_pixels, shrink
 from app.types import Size
 
@@ -37,6 +37,7 @@ class Decoder:
         self._room = Room(MAX_PIXELS_HELD)
         self._giving_back: asyncio.TimerHandle | None = None
         _imaging.set_blocks_max(BLOCKS)
+        return_large_blocks()
         self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
 
     async def apply(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from app.catalog import Catalog
 from app.errors import StartupError
 from app.logs import start_logging
-from app.memory import return_large_blocks
 from app.photos.limits import silence_libtiff
 from app.web.app import create_app
 from app.web.listening import Server, server_config
@@ -20,7 +19,6 @@ def serve(catalog: Catalog, read: Callable[[], Catalog], host: str, port: int) -
     Raises StartupError if a model cannot be opened, or the server cannot listen.
     """
     silence_libtiff()
-    return_large_blocks()
     with contextlib.closing(start_logging(catalog.settings.log_format)):
         # its line on an address that cannot be bound; ours has the remedy
         logging.getLogger("uvicorn.error").addFilter(lambda record: not isinstance(record.msg, OSError))
