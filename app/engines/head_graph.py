@@ -27,20 +27,19 @@ from app.graphs.protobuf import extension, node
 from app.types import Array, Arrays
 
 OPERATORS = {HardSwish: "HardSwish", GELU: "Gelu", Tanh: "Tanh", ReLU: "Relu"}  # of ONNX
-FEATURES, POOLED = "features", "pooled"  # (N, C, h, w), (N, features)
-PROBABILITIES = "probabilities"  # (N, outputs)
+FEATURES, POOLED, SCORES = "features", "pooled", "scores"  # (N, C, h, w), (N, features), (N, outputs)
 
 
 def head_graph(head: Head, multi_label: bool = False) -> tuple[bytes, Arrays]:
     """The bytes after a body's graph, and the arrays to bind: from its output `features` to two more,
-    `pooled` and `probabilities`.
+    `pooled` and `scores`, which are probabilities.
     """
     writer = _Writer()
     mapped = writer.layers(head.before, FEATURES, on_map=True)
     writer.pool(head, mapped)
     logits = writer.layers(head.layers, POOLED)
-    writer.add("Sigmoid" if multi_label else "Softmax", [logits], PROBABILITIES)
-    return extension(writer.nodes, writer.weights, (POOLED, PROBABILITIES)), writer.weights
+    writer.add("Sigmoid" if multi_label else "Softmax", [logits], SCORES)
+    return extension(writer.nodes, writer.weights, (POOLED, SCORES)), writer.weights
 
 
 def _folded(layers: Sequence[Layer]) -> Iterator[Layer]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from app.cpus import usable_cores
 from app.engines.contract import Network, Output, Prepare, Run, same_sized
-from app.engines.head_graph import FEATURES, POOLED, PROBABILITIES, head_graph
+from app.engines.head_graph import FEATURES, POOLED, SCORES, head_graph
 from app.engines.int8 import quantize
 from app.engines.sessions import Sessions, bound_session
 from app.photos.transforms import Preprocess
@@ -53,12 +53,12 @@ class GraphEngine:
         return [
             output
             for batch in same_sized(pixels)
-            for output in map(Output, *self._compute([PROBABILITIES, POOLED], batch))
+            for output in map(Output, *self._compute([SCORES, POOLED], batch))
         ]
 
     def predict_with_features(self, pixels: Float32) -> tuple[Output, Float32]:
         """Answer one (3, H, W) array; with its feature map, (C, h, w)."""
-        probabilities, pooled, features = self._compute([PROBABILITIES, POOLED, FEATURES], [pixels])
+        probabilities, pooled, features = self._compute([SCORES, POOLED, FEATURES], [pixels])
         return Output(probabilities[0], pooled[0]), features[0]
 
     def quantized(self, pixels: Iterable[Float32]) -> "GraphEngine":

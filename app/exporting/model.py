@@ -7,7 +7,7 @@ import numpy as np
 
 from app import __version__
 from app.engines.contract import Network
-from app.engines.head_graph import LOGITS, head_graph
+from app.engines.head_graph import SCORES, head_graph
 from app.exporting.pipeline import IMAGE, PIXELS, write_pipeline
 from app.exporting.values import Writer
 from app.graphs.protobuf import (
@@ -46,13 +46,13 @@ def onnx_model(
     are `probabilities`, (classes,) float32, and `classes`, (classes,) texts. `half` keeps the weights as
     float16, and computes in float32 all the same. `notes` become the metadata.
     """
-    continuation, head = head_graph(network.head)
+    continuation, head = head_graph(network.head, multi_label)
     whole = network.graph.path.read_bytes() + continuation
     body = b"".join(all_bytes(whole, GRAPH))
     channels = _channels(body)
     before, behind = Writer("photo"), Writer("answer")
     write_pipeline(before, preprocess, channels)
-    _write_answer(behind, classes, multi_label=multi_label)
+    _write_answer(behind, classes)
     weights = {**network.graph.float32(network.arrays), **head}
     nodes, initializers = _with_numbers(all_bytes(body, INITIALIZERS), weights, half=half)
     nodes += before.nodes + [message(NODES, each) for each in all_bytes(body, NODES)] + behind.nodes
@@ -85,9 +85,8 @@ def _channels(body: bytes) -> int:
     return all_bytes(found, 1)[1][1]  # the second dimension: key, then a length below 128
 
 
-def _write_answer(writer: Writer, classes: Sequence[str], *, multi_label: bool) -> None:
-    logits = writer.input(LOGITS, np.float32)
-    scores = writer.add("Sigmoid", logits) if multi_label else writer.add("Softmax", logits, axis=1)
+def _write_answer(writer: Writer, classes: Sequence[str]) -> None:
+    scores = writer.input(SCORES, np.float32)
     writer.add("Squeeze", scores, writer.constant([0], np.int64), output=PROBABILITIES)
     # not a constant for ONNX Runtime, which before 1.17 cannot fold texts, and warns since
     nothing = scores.side(0) - 1

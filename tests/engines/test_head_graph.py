@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.engines.head import Head, read_head
-from app.engines.head_graph import POOLED, PROBABILITIES, head_graph
+from app.engines.head_graph import POOLED, SCORES, head_graph
 from app.engines.sessions import bound_session
 from tests.engines.test_head import CHANNELS, VARIANTS, arrays_of, feature_map, spread
 
@@ -27,7 +27,7 @@ def computed(head: Head, features: torch.Tensor, multi_label: bool = False) -> l
     model = onnx.helper.make_model(body, opset_imports=[opset], ir_version=10).SerializeToString()
     continuation, weights = head_graph(head, multi_label)
     session = bound_session(model + continuation, weights)
-    return session.run([POOLED, PROBABILITIES], {"pixels": features.numpy()})  # type: ignore[no-any-return]
+    return session.run([POOLED, SCORES], {"pixels": features.numpy()})  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
