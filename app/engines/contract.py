@@ -4,7 +4,7 @@ A new engine is a module beside this one, with a function `load` of type `Load`,
 and its test.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -38,7 +38,7 @@ class Recognized(Protocol):
     the number of classes; `binary` tells whether one output in the file stands for two of them; `labels` are
     their names, where the network has them. `size` is the only (height, width) that the network takes, None
     where it takes any, `channels` is 3, or 1 for gray pictures. `writer` is the library that the names in the
-    file belong to.
+    file belong to. `known` are the settings that describe a preprocessing inside the network, mostly none.
     """
 
     @property
@@ -57,6 +57,8 @@ class Recognized(Protocol):
     def channels(self) -> int: ...
     @property
     def writer(self) -> str: ...
+    @property
+    def known(self) -> Mapping[str, Any]: ...
 
 
 class Network(Struct, frozen=True):
@@ -91,6 +93,11 @@ class Network(Struct, frozen=True):
     def labels(self) -> tuple[str, ...]:
         """None: a graph has no names of classes."""
         return ()
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """None: a checkpoint holds no preprocessing."""
+        return {}
 
     @property
     def binary(self) -> bool:

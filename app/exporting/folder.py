@@ -3,40 +3,25 @@
 import hashlib
 import shutil
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 from msgspec import Struct
-from PIL import Image
 
 from app import __version__
 from app.engines.contract import Network
-from app.engines.sessions import file_session
+from app.engines.photo_file import CLASSES, IMAGE, PROBABILITIES, SETTINGS, Inside
 from app.errors import ExportError
-from app.exporting.model import CLASSES, PROBABILITIES, onnx_model
-from app.exporting.pipeline import IMAGE
-from app.photos.decode import decode, read_header
+from app.exporting.model import onnx_model
+from app.exporting.proof import TOLERANCE, answers_of, check_answers, write_proof
 from app.serving.model import Opened
-from app.types import Float32
+from app.serving.resolve import Recipe
 
 PROGRAMS: Final = Path(__file__).parent / "programs"
-SAMPLES: Final = Path(__file__).parent.parent / "samples"
 MODEL, MANIFEST, README, PROOF = "model.onnx", "manifest.json", "README.md", "proof"
-MAX_PHOTOS: Final = 12  # of the proof, each of which is written without compression too
-TOLERANCE: Final = 0.01  # of any probability: float16 weights and other JPEG decoders need 0.004
-SUFFIXES: Final = {"JPEG": ".jpg", "PNG": ".png"}  # that every decoder reads
 ORT: Final = "1.17"  # the oldest ONNX Runtime with operators and format of the model
-
-
-class Answer(Struct, frozen=True):
-    """A photo of the proof: its file, its pixels, and the server's probabilities."""
-
-    data: bytes
-    image: Image.Image
-    probabilities: Float32
 
 
 class Written(Struct, frozen=True):
@@ -60,19 +45,19 @@ def write_folder(folder: Path, opened: Opened, *, targets: Sequence[str], half: 
             "file as it is, and repeat the preprocessing that `python -m app inspect` prints."
         )
     recipe = opened.recipe
-    answers = list(_answers(opened))
+    answers = list(answers_of(opened))
     model = onnx_model(
         opened.network,
         recipe.preprocess,
         recipe.classes,
         multi_label=recipe.multi_label,
         half=half,
-        notes={"exif": recipe.exif, "classes": msgspec.json.encode(recipe.classes).decode()},
+        notes=_notes(recipe),
     )
     (folder / PROOF).mkdir(parents=True, exist_ok=True)
     (folder / MODEL).write_bytes(model)
-    worst = _check_answers(folder / MODEL, answers, half=half)
-    _write_proof(folder / PROOF, recipe.classes, answers)
+    worst = check_answers(folder / MODEL, answers, half=half)
+    write_proof(folder / PROOF, recipe.classes, answers)
     manifest = _manifest(opened, model, half=half)
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     (folder / README).write_text(_readme(opened, targets), "utf-8")
@@ -82,6 +67,21 @@ def write_folder(folder: Path, opened: Opened, *, targets: Sequence[str], half: 
     return Written(len(model), len(answers), worst)
 
 
+def _notes(recipe: Recipe) -> dict[str, str]:
+    """Return the metadata: the classes, the orientation, and the settings that describe what is inside."""
+    preprocess = recipe.preprocess
+    inside = Inside(
+        exif=recipe.exif,
+        multi_label=recipe.multi_label,
+        threshold=recipe.threshold,
+        unsure_below=recipe.unsure_below,
+        gray=preprocess.mode == "L",
+        **preprocess.as_settings(),
+    )
+    texts = {SETTINGS: inside, CLASSES: recipe.classes}
+    return {"exif": recipe.exif, **{key: msgspec.json.encode(each).decode() for key, each in texts.items()}}
+
+
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder} is a file; the name of a folder was expected.")
@@ -89,52 +89,6 @@ def _check_folder(folder: Path) -> None:
         raise ExportError(
             f"{folder} holds other files: name a folder that is new, empty or an earlier export."
         )
-
-
-def _answers(opened: Opened) -> Iterator[Answer]:
-    """Yield the photos of the proof, else the samples, as the server answers them."""
-    proof = opened.source.proof
-    photos: Iterable[bytes] = (
-        [photo.photo for photo in proof.photos]
-        if proof
-        else (path.read_bytes() for path in sorted(SAMPLES.iterdir()))
-    )
-    prepare, run = opened.proven.engine.bind(opened.recipe.preprocess)
-    for data in list(photos)[:MAX_PHOTOS]:
-        image = decode(data, opened.recipe.exif)
-        (output,) = run([prepare(image)])
-        yield Answer(data, image, output.probabilities)
-
-
-def _check_answers(path: Path, answers: Sequence[Answer], *, half: bool) -> float:
-    """Return the largest difference. Raises ExportError beyond the tolerance."""
-    session = file_session(path)
-    worst = 0.0
-    for answer in answers:
-        (found,) = session.run([PROBABILITIES], {IMAGE: np.asarray(answer.image)})
-        worst = max(worst, float(np.abs(found - answer.probabilities).max()))
-        if worst > TOLERANCE or found.argmax() != answer.probabilities.argmax():
-            remedy = "export without --half" if half else "report this, with the name of the architecture"
-            raise ExportError(
-                f"The exported model answers a photo of the proof with other probabilities: they differ by "
-                f"{worst:.4f}, and up to {TOLERANCE} was expected. {remedy[0].upper()}{remedy[1:]}."
-            )
-    return worst
-
-
-def _write_proof(folder: Path, classes: Sequence[str], answers: Sequence[Answer]) -> None:
-    """Write each photo without compression, as its own file, and a table of their probabilities."""
-    rows = [["photo", *(" ".join(name.split()) for name in classes)]]
-    for index, answer in enumerate(answers, 1):
-        width, height = answer.image.size
-        files = {".ppm": b"P6\n%d %d\n255\n" % (width, height) + answer.image.tobytes()}
-        if suffix := SUFFIXES.get(read_header(answer.data).format or ""):
-            files[suffix] = answer.data
-        for suffix, content in files.items():
-            name = f"photo-{index}{suffix}"
-            (folder / name).write_bytes(content)
-            rows.append([name, *(f"{each:.9g}" for each in answer.probabilities.tolist())])
-    (folder / "answers.tsv").write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
 
 
 def _manifest(opened: Opened, model: bytes, *, half: bool) -> dict[str, Any]:

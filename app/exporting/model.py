@@ -8,7 +8,8 @@ import numpy as np
 from app import __version__
 from app.engines.contract import Network
 from app.engines.head_graph import SCORES, head_graph
-from app.exporting.pipeline import IMAGE, PIXELS, write_pipeline
+from app.engines.photo_file import CLASSES, IMAGE, PROBABILITIES
+from app.exporting.pipeline import PIXELS, write_pipeline
 from app.exporting.values import Writer
 from app.graphs.protobuf import (
     all_bytes,
@@ -25,7 +26,6 @@ from app.photos.transforms import Preprocess
 from app.types import Array, Arrays
 
 IR_VERSION: Final = 9  # the newest that ONNX Runtime 1.17 reads, the first with the operators of our graphs
-PROBABILITIES, CLASSES = "probabilities", "classes"
 GRAPH, OPSETS = 7, 8  # fields of ModelProto
 NODES, INITIALIZERS, INPUTS = 1, 5, 11  # fields of GraphProto
 SMALL: Final = 1024  # numbers; arrays up to this stay float32 with `half`

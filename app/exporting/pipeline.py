@@ -7,18 +7,19 @@ from typing import Final
 
 import numpy as np
 
+from app.engines.photo_file import IMAGE
 from app.exporting.picture_steps import picture_nodes
 from app.exporting.pixel_steps import pixel_nodes
 from app.exporting.values import Value, Writer
 from app.photos.steps import PixelStep
 from app.photos.transforms import Preprocess
 
-IMAGE, PIXELS = "image", "pixels"  # (height, width, 3 or 4) uint8; (1, C, height, width) float32
+PIXELS: Final = "pixels"  # (1, C, height, width) float32
 GRAY: Final = (19595, 38470, 7471)  # Pillow's shares of 65536 (13.0.0 src/libImaging/Convert.c, L24)
 
 
 def write_pipeline(writer: Writer, preprocess: Preprocess, channels: int) -> None:
-    """Write the nodes from IMAGE to PIXELS, for a network of `channels`."""
+    """Write the nodes from IMAGE, (height, width, 3 or 4) uint8, to PIXELS, for a network of `channels`."""
     image = writer.input(IMAGE, np.uint8)
     planes = image.sliced((2, 0, 3)).transposed(2, 0, 1)  # without alpha, which fastai drops
     if preprocess.mode == "L":

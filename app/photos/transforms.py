@@ -85,7 +85,7 @@ class Preprocess(Struct, frozen=True):
 
     def __call__(self, image: Image.Image) -> Float32:
         """(H, W) RGB image -> (C, height, width) float32, (x / 255 - mean) / std. Raises BadImage."""
-        self._check_sizes(image)
+        self.check_sizes(image)
         resized = partial(resize_picture, newest=self.newest_pillow)
         value: Image.Image | Float32 = image.convert(self.mode)  # from RGB, as from any mode it came from
         for step in self.steps:
@@ -96,7 +96,7 @@ class Preprocess(Struct, frozen=True):
         pixels = _scaled(value) if isinstance(value, Image.Image) else value
         return self._normalized(pixels)
 
-    def _check_sizes(self, image: Image.Image) -> None:
+    def check_sizes(self, image: Image.Image) -> None:
         """Refuse a photo that would take much memory on its way."""
         size = image.height, image.width
         for step in self.steps:

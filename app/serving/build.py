@@ -8,6 +8,7 @@ from PIL import Image
 
 from app.engines.contract import Engine, Load, Network
 from app.engines.onnx_file import OnnxFileEngine, WholeNetwork
+from app.engines.photo_file import PhotoEngine, PhotoNetwork
 from app.errors import CheckpointError
 from app.photos.transforms import USUAL_SIZE
 from app.serving.resolve import Recipe
@@ -16,10 +17,12 @@ from app.settings import ENGINES
 MAX_CAUSE: Final = 200  # characters of an engine's own message
 
 
-def build(network: Network | WholeNetwork, recipe: Recipe) -> Engine:
+def build(network: Network | WholeNetwork | PhotoNetwork, recipe: Recipe) -> Engine:
     """Return the engine that the recipe asks for. Raises the errors of the engine's `load`."""
     if isinstance(network, WholeNetwork):
         return OnnxFileEngine(network, recipe.multi_label)
+    if isinstance(network, PhotoNetwork):
+        return PhotoEngine(network)
     load: Load = importlib.import_module(f"app.engines.{ENGINES[recipe.engine]}").load
     return load(network, recipe.classes, recipe.multi_label)
 

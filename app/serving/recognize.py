@@ -6,12 +6,12 @@ from app.checkpoints.module_tree import kinds, layers_in
 from app.checkpoints.reader import Checkpoint
 from app.checkpoints.task import check_task, network_of_transformers
 from app.engines.contract import Network, fitted
-from app.engines.onnx_file import WholeNetwork, open_network
+from app.engines.onnx_trial import OnnxNetwork, open_network
 from app.errors import ArchitectureUnknown, CheckpointError
 from app.graphs.graph import Graph, channels_of, find_graph, fitting_graphs, with_color
 from app.types import Arrays
 
-AnyNetwork = Network | WholeNetwork
+AnyNetwork = Network | OnnxNetwork
 
 
 def recognize(checkpoint: Checkpoint, architecture: str = "", activation: str = "auto") -> AnyNetwork:

@@ -57,9 +57,11 @@ def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> 
             f"The file is a {checkpoint.export.writer}, and {'; '.join(checkpoint.export.unserved)}. Set "
             "item_tfms and batch_tfms to the nearest served ones, and compare with a proof."
         )
+    _check_inside(settings, network)
+    file = {**checkpoint.known, **network.known}
     demo = DEMO_TRANSFORMS if Path(settings.model_url) == DEMO else {}
-    pixels = choose_pixels(settings, {**checkpoint.known, **demo}, network)
-    known = {name: value for name, value in checkpoint.known.items() if name not in OF_PIXELS}
+    pixels = choose_pixels(settings, {**file, **demo}, network)
+    known = {name: value for name, value in file.items() if name not in OF_PIXELS}
     if network.labels:
         known["classes"] = network.labels
     if network.binary:  # its one output is computed as two, of which one is right
@@ -91,6 +93,16 @@ def resolve(settings: Settings, checkpoint: Checkpoint, network: Recognized) -> 
         notes=tuple(notes),
         raw_scores=checkpoint.export.raw_scores if checkpoint.export else "",
     )
+
+
+def _check_inside(settings: Settings, network: Recognized) -> None:
+    """Raise SettingsError where the settings contradict a preprocessing inside the network."""
+    inside = sorted(name for name in (*OF_PIXELS, "multi_label") if settings.is_set(name))
+    if network.known and inside:
+        raise SettingsError(
+            f"The model holds its own preprocessing and answers with probabilities: take {', '.join(inside)} "
+            "out of the settings, or export the checkpoint with them."
+        )
 
 
 def _with_overrides(settings: Settings, known: Mapping[str, Any]) -> Settings:

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from app.engines.onnx_file import OnnxFileEngine, WholeNetwork
+from app.engines.onnx_trial import load_network
 
 RANDOM = np.random.default_rng(2)
 PIXELS = RANDOM.standard_normal((3, 8, 8), np.float32)
@@ -39,7 +40,8 @@ def write(
 
 
 def answered(folder: Path) -> tuple[WholeNetwork, np.ndarray]:
-    network = WholeNetwork(folder / "model.onnx")
+    network = load_network(folder / "model.onnx")
+    assert isinstance(network, WholeNetwork)
     (output,) = OnnxFileEngine(network).run([PIXELS])
     return network, output.probabilities
 

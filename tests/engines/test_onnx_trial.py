@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from app.engines.onnx_file import Limits, open_network
+from app.engines.onnx_trial import Limits, open_network
 from app.errors import CheckpointError
 
 TIGHT = Limits(seconds=3, base=600_000_000)

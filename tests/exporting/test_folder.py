@@ -1,15 +1,18 @@
 """`python -m app export`: the folder, its proof, and what is refused."""
 
+import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import requests
 from PIL import Image, ImageOps
 
-from tests.conftest import BEARS, DATA, bears_environment, run_app
+from tests.conftest import BEARS, DATA, SECONDS, ServerProcess, bears_environment, run_app
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +75,6 @@ def test_a_proof_of_the_notebook_is_the_proof_of_the_folder(tmp_path: Path) -> N
     photo = (DATA / "images" / "a05_640x480.jpg").read_bytes()
     ended = run_app("predict", "--json", str(DATA / "images" / "a05_640x480.jpg"), **bears_environment())
     scores = {row["label"]: row["score"] for row in json.loads(ended.stdout)["predictions"]}
-    import base64
-
     rows = [
         {
             "name": "../a.jpg",
@@ -113,3 +114,44 @@ def test_an_onnx_file_is_not_exported_once_more(tmp_path: Path) -> None:
     ended = run_app("export", str(tmp_path / "out"), **environment)
     assert ended.returncode == 1
     assert "error:" in ended.stderr
+
+
+def settings(folder: Path) -> tuple[str, str]:
+    """The option for a settings file with one line."""
+    (folder / "settings.toml").write_text('model_url = "model.onnx"\n')
+    return "--settings", str(folder / "settings.toml")
+
+
+def test_the_server_answers_with_the_exported_model_as_with_the_checkpoint(folder: Path) -> None:
+    photos = [str(DATA / "images" / name) for name in ("a05_640x480.jpg", "e00_rgba_300x300.png")]
+    answers = [
+        [json.loads(line)["predictions"] for line in ended.stdout.splitlines()]
+        for ended in (
+            run_app("predict", "--json", *photos, **bears_environment()),
+            run_app("predict", "--json", *photos, *settings(folder)),
+        )
+    ]
+    assert len(answers[0]) == len(answers[1]) == 2
+    for whole, exported in zip(*answers, strict=True):
+        assert [row["label"] for row in whole] == [row["label"] for row in exported]
+        assert [row["score"] for row in whole] == pytest.approx([row["score"] for row in exported], abs=1e-5)
+
+
+def test_the_card_of_an_exported_model_has_its_preprocessing(
+    folder: Path, start_server: Callable[..., ServerProcess]
+) -> None:
+    server = start_server(*settings(folder))
+    server.wait_for("ready after")
+    assert not any("guessed" in line for line in server.lines)
+    card = requests.get(f"{server.url}/model", timeout=SECONDS).json()
+    assert card["classes"] == list(BEARS)
+    assert card["preprocess"]["transforms"] == ["ds_tfms=get_transforms(), size=224"]
+    assert card["preprocess"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_settings_that_would_not_reach_the_pixels_are_refused(folder: Path) -> None:
+    ended = run_app("fetch", *settings(folder), APP_RESIZE_METHOD="squish")
+    assert ended.returncode == 1
+    assert (
+        "holds its own preprocessing and answers with probabilities: take resize_method out" in ended.stderr
+    )
