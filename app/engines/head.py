@@ -15,8 +15,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from app.checkpoints.records import Call
-from app.engines.chain import check_widths, epsilon_of, is_usual, read_chain, sides
-from app.engines.layers import BatchNorm, HardSwish, Layer, LayerNorm, Linear, ReLU
+from app.engines.chain import ACTIVATIONS, check_widths, epsilon_of, is_usual, read_chain, sides
+from app.engines.layers import BatchNorm, Layer, LayerNorm, Linear, ReLU
 from app.errors import ActivationUnknown, CheckpointError
 from app.graphs.graph import COUNTER, WHOLE
 from app.types import Array, Arrays, Float32
@@ -239,8 +239,9 @@ def _fastai_head(arrays: Arrays, channels: int) -> Head:
 def _own_head(
     arrays: Arrays, channels: int, steps: Sequence[str], modules: Mapping[str, Call], activation: str
 ) -> Head:
-    """Read the head of a library's own model. Its steps are "relu", "hardswish", "average <grid>", and
-    "linear" or "norm" with the name of a module. In place of a linear layer there may be a chain.
+    """Read the head of a library's own model. Its steps are "relu", "hardswish", "tanh", "average <grid>",
+    and "linear" or "norm" with the name of a module; a norm may have its epsilon behind that. In place of a
+    linear layer there may be a chain.
     """
     width = channels
     rest = _outside_body(arrays)
@@ -251,9 +252,10 @@ def _own_head(
         if kind == "average":
             before, pool, grid, layers = tuple(layers), "average", int(argument), []
             width *= grid**2
-        elif kind in ("relu", "hardswish"):
-            layers.append(ReLU() if kind == "relu" else HardSwish())
+        elif kind in ACTIVATIONS:
+            layers += ACTIVATIONS[kind]
         else:
+            argument, _, own_epsilon = argument.partition(" ")
             inner = {name: array for name, array in rest.items() if name.startswith(f"{argument}.")}
             rest = {name: array for name, array in rest.items() if name not in inner}
             weight, bias = (arrays.get(f"{argument}.{name}") for name in ("weight", "bias"))
@@ -262,10 +264,10 @@ def _own_head(
                 layers += read_chain(inner, below, activation)
                 width = outputs = len([each for each in layers if isinstance(each, Linear)][-1].weight)
                 continue
-            if weight is None or bias is None:
-                raise CheckpointError(
-                    f"The file has no {argument}.weight and {argument}.bias: {UNKNOWN_HEAD}."
-                )
+            if weight is None:
+                raise CheckpointError(f"The file has no {argument}.weight: {UNKNOWN_HEAD}.")
+            if bias is None:
+                bias = np.zeros(len(weight), np.float32)
             # a convolution of one pixel is a linear layer too
             fits = (
                 weight.shape == (width,) if kind == "norm" else weight.shape[1:] in ((width,), (width, 1, 1))
@@ -276,7 +278,7 @@ def _own_head(
                     f"before give {width} numbers: {UNKNOWN_HEAD}."
                 )
             if kind == "norm":
-                epsilon = epsilon_of(modules.get(argument), OWN_EPSILON)
+                epsilon = epsilon_of(modules.get(argument), float(own_epsilon or OWN_EPSILON))
                 layers.append(LayerNorm(_float32(weight), _float32(bias), epsilon))
             else:
                 layers.append(_linear({"weight": weight.reshape(-1, width), "bias": bias}, relu=False))

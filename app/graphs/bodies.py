@@ -31,6 +31,14 @@ CUTS: Final = {"MobileNetV2": -1, "MNASNet": -1, "ShuffleNetV2": -1}
 UP_TO: Final = {"MaxVit": "classifier", "VisionTransformer": "heads"}
 FIXED: Final = ("MaxVit", "SwinTransformer", "VisionTransformer")  # for pictures of one size
 
+OTHER_TASKS: Final = {  # by the package in torchvision.models
+    "detection": "draws boxes or key points on a photo",
+    "segmentation": "gives each pixel a class",
+    "optical_flow": "compares two pictures of a film",
+    "video": "takes films",
+    "quantization": "computes in int8; export the network that it was made from",
+}
+
 # The heads of the libraries' own models: torchvision's `forward` of each class, 0.28;
 # timm's `forward_head`, 1.0.
 TORCHVISION_HEADS: Final = {
@@ -54,6 +62,9 @@ TORCHVISION_HEADS: Final = {
     "ConvNeXt": ["average 1", "norm classifier.0", "linear classifier.2"],
     "SwinTransformer": ["average 1", "linear head"],
     "VisionTransformer": ["linear heads.head"],
+    "MaxVit": [
+        "average 1", "norm classifier.2 1e-05", "linear classifier.3", "tanh", "linear classifier.5",
+    ],
     "XResNet": ["average 1", "linear 11"],
 }  # fmt: skip
 TIMM_HEADS: Final = {
@@ -222,10 +233,7 @@ def _of_timm(architecture: str) -> Body:
     torch = importlib.import_module("torch")
     name = architecture.removeprefix(TIMM)
     if not timm.is_model(name):
-        raise ArchitectureUnknown(
-            f"Neither torchvision nor fastai nor timm has a classifier '{architecture}'; it is the "
-            "second argument of vision_learner(dls, ARCHITECTURE), such as resnet34."
-        )
+        raise ArchitectureUnknown(_unknown(architecture))
     model, configuration = learner.create_timm_model(name, 2, pretrained=False)
     body = model[0].eval()
     side = configuration["input_size"][1:]
@@ -245,6 +253,20 @@ def _of_timm(architecture: str) -> Body:
     return Body(_alone(body), tuple(side) if fixed else None, {"": "0.model."} if head else {}, head)
 
 
+def _unknown(architecture: str) -> str:
+    """Say why a name is not that of a body."""
+    models = importlib.import_module("torchvision.models")
+    if architecture in models.list_models():
+        does = models.get_model_builder(architecture).__module__.split(".")[2]
+        return (
+            f"torchvision's {architecture} is not exported: it {OTHER_TASKS.get(does, 'has another task')}."
+        )
+    return (
+        f"Neither torchvision nor fastai nor timm has a classifier '{architecture}'; it is the second "
+        "argument of vision_learner(dls, ARCHITECTURE), such as resnet34."
+    )
+
+
 def _timm_head(network: Any) -> list[str]:
     """The steps of the head of a network of timm; none where it is not understood."""
     steps = list(TIMM_HEADS.get(type(network).__name__, []))
@@ -253,9 +275,10 @@ def _timm_head(network: Any) -> list[str]:
 
 def _has(network: Any, step: str) -> bool:
     """Whether a network has the module that a step names, with weights and a bias."""
-    kind, _, name = step.partition(" ")
+    kind, *names = step.split(" ")
     if kind not in ("linear", "norm"):
         return True
+    name = names[0]
     try:
         module = network.get_submodule(name)
     except AttributeError:

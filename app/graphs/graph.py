@@ -130,7 +130,7 @@ class Graph(Struct, frozen=True):
 
     def _in_own_head(self, name: str) -> bool:
         steps = [step.partition(" ") for step in self.head]
-        modules = [module for kind, _, module in steps if kind in ("linear", "norm")]
+        modules = [rest.split(" ")[0] for kind, _, rest in steps if kind in ("linear", "norm")]
         return any(name.startswith(f"{module}.") or OTHER_HEAD.match(name) for module in modules)
 
 
