@@ -45,6 +45,7 @@ ORIENTATION: Final = 0x0112
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
 # First bytes -> formats that people have and that are refused
+BEGINNING: Final = 4096  # bytes in which a file shows what it is
 REFUSED: Final = {
     rb".{4}ftyp(hei|hev|mif1|msf1)": "a HEIC photo",
     rb"\xff\x0a|.{4}JXL ": "a JPEG XL picture",
@@ -111,7 +112,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         raise
     except UnidentifiedImageError as error:
         for signature, found in REFUSED.items():
-            if re.match(signature, data, re.DOTALL):
+            if re.match(signature, data[:BEGINNING], re.DOTALL):
                 raise UnsupportedMedia(
                     f"This is {found}; JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF are read. "
                     "Export it as JPEG, or take a screenshot of it.",

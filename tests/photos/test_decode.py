@@ -388,3 +388,13 @@ def test_a_bomb_costs_nothing(bears: ServerProcess, mode: str) -> None:
     with peak_memory(bears) as grown:
         assert_problem(bears.post(bomb), 422, "image-too-large")
     assert grown() < 10_000
+
+
+@pytest.mark.fault("U18")
+@pytest.mark.parametrize("piece", [b" ", b"\n", b"<!--", b"<?xml "])
+def test_a_file_of_blanks_is_refused_at_once(piece: bytes) -> None:
+    data = piece * (9_000_000 // len(piece))
+    start = time.thread_time()
+    with pytest.raises(UnsupportedMedia):
+        decode(data)
+    assert time.thread_time() - start < 0.05  # searching all of it takes over 0.1 s

@@ -80,8 +80,20 @@ def pipelined() -> bytes:
     return one * some.randrange(500, 1_000) + one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
+def in_json() -> bytes:
+    """JSON of very many members, brackets, escapes, parameters or digits."""
+    piece = some.choice([b'"a":"b",', b"[", b'{"a":', b"1,", b"1", b"\\/", b"\\u0041", b";a=b", b"\\n", b" "])
+    begin = some.choice([b'{"image":"', b'{"image":"data:image/png', b'{"image":', b'{"url":"', b"{"])
+    body = begin + piece * (some.randrange(3_000_000, 9_000_000) // len(piece)) + b'"}'
+    return (
+        FORM.replace(b"multipart/form-data", b"application/json")
+        + b"Content-Length: %d\r\n\r\n" % len(body)
+        + body
+    )
+
+
 @pytest.mark.fault("H20")
-@pytest.mark.parametrize("generate", [chunks, returns, part_headers, headers, pipelined])
+@pytest.mark.parametrize("generate", [in_json, chunks, returns, part_headers, headers, pipelined])
 def test_no_request_keeps_the_event_loop(
     watched: ServerProcess, probe: Path, generate: Callable[[], bytes]
 ) -> None:

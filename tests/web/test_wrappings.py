@@ -43,6 +43,12 @@ def part(headers: str, body: bytes = PHOTO) -> dict[str, Any]:
         {"json": {"image": BASE64}},
         {"json": {"name": "bear", "image": f"data:image/jpeg;base64,{BASE64}"}},
         {"json": {"instance": URL_SAFE}},
+        {
+            "data": json.dumps({"image": f"data:image/jpeg;base64,{BASE64}"})
+            .replace("+", "\\u002B")
+            .replace("=", "\\u003d"),
+            "headers": {"Content-Type": "application/json"},
+        },
         {"json": {"file": "\n".join(textwrap.wrap(BASE64, 76))}},
         {
             "data": json.dumps({"photo": BASE64}).replace("/", "\\/"),
@@ -59,6 +65,7 @@ def part(headers: str, body: bytes = PHOTO) -> dict[str, Any]:
         "base64 in JSON",
         "a data URL in JSON",
         "base64 for URLs",
+        "a data URL of .NET",
         "base64 in lines",
         "base64 of PHP",
     ],
@@ -86,6 +93,14 @@ def test_a_photo_is_answered_in_whatever_wrapping(bears: ServerProcess, options:
         ),
         ({"json": {"image": "x"}}, 415, "unsupported-media-type", "base64"),
         ({"json": {"image": 5}}, 415, "unsupported-media-type", "base64"),
+        ({"json": {"image": [[[]]] * 99}}, 415, "unsupported-media-type", "base64"),
+        ({"json": {str(number): "x" for number in range(999)}}, 415, "unsupported-media-type", "base64"),
+        (
+            {"data": b'{"image":' + b'{"a":' * 99_999, "headers": {"Content-Type": "application/json"}},
+            415,
+            "unsupported-media-type",
+            "base64",
+        ),
         ({"json": [BASE64]}, 415, "unsupported-media-type", "base64"),
         ({"json": {"a": BASE64, "b": BASE64}}, 415, "unsupported-media-type", "base64"),
         ({"json": {"url": {"a": "\\"}}}, 415, "unsupported-media-type", "base64"),
@@ -143,6 +158,8 @@ def test_base64_is_decoded_as_the_standard_library_does_whatever_its_form() -> N
             text.rstrip(b"=\n") if some.random() < 0.5 else text
         )
         assert asyncio.run(decode_base64(text)) == data
+        escaped = json.dumps(text.decode()).replace("/", "\\/").replace("+", "\\u002B")[1:-1].encode()
+        assert asyncio.run(decode_base64(memoryview(escaped))) == data
     for text in (b"a", b"\x00\x00", b"data:image/png,abc", "é".encode(), b"ab=c=", b"[object Object]"):
         assert asyncio.run(decode_base64(text)) is None
 
