@@ -117,12 +117,14 @@ def _port(text: str) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from app.commands.lan import show_address
     from app.web.process import serve
 
     read = partial(_catalog, options)
     catalog = read()
     if Path(catalog.settings.model_url) == DEMO:
         logging.info("this is the demo; to serve your own file: %s serve FILE-or-LINK", options.program)
+    show_address(options.host, options.port)
     serve(catalog, read, options.host, options.port)
     return 0
 

@@ -40,6 +40,7 @@ KEEPERS = {  # foreign packages, each imported by one of our packages; the graph
     "onnx": {"graphs"},
     "onnxruntime": {"engines", "graphs"},
     "aiohttp": {"fetching"},
+    "segno": {"commands"},
     "prometheus_client": {"metrics"},
 }
 MAX_IMPORTS = 8  # modules of the project

@@ -1,15 +1,20 @@
 """The command line: its output and its exit codes."""
 
+import contextlib
+import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import segno
 
+from app.commands.lan import local_address
 from tests.conftest import DATA, ROOT, SECONDS, V1_CHECKPOINT, ServerProcess, bears_environment, run_app
 from tests.http_server import send, serving
 
@@ -124,3 +129,39 @@ def test_nothing_about_its_users_is_stored(tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     subprocess.run(command, cwd=ROOT, env=environment | bears_environment() | home, check=True)
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_the_address_for_a_phone_and_its_qr_code_are_printed_on_a_terminal() -> None:
+    """A pseudo-terminal in the place of a person's; zbar or a phone reads the same drawing."""
+    reader, terminal = os.openpty()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "app", "serve", "--host", "0.0.0.0", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=terminal, stderr=subprocess.PIPE, text=True)
+    os.close(terminal)
+    assert process.stderr is not None
+    try:
+        assert any("ready after" in line for line in process.stderr)
+    finally:
+        process.terminate()
+        process.communicate(timeout=SECONDS)
+    drawn = b""
+    with contextlib.suppress(OSError):  # Linux ends a terminal that nobody holds with an error
+        while part := os.read(reader, 65536):
+            drawn += part
+    os.close(reader)
+    text = drawn.decode()
+    address = local_address()
+    if not address:
+        assert text == ""
+        return
+    link = f"http://{address}:{port}"
+    assert f"open {link} or scan" in text
+    buffer = io.StringIO()
+    segno.make(link, micro=False).terminal(buffer, compact=True)
+    assert buffer.getvalue().splitlines() == text.replace("\r\n", "\n").split(":\n\n", 1)[1].splitlines()
+
+
+def test_a_log_file_gets_no_qr_code() -> None:
+    ended = run_app("serve", "--host", "0.0.0.0", "--port", "9", APP_MODEL_URL="/nowhere.pth")
+    assert ended.stdout == ""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app import __version__
+from app import __version__, cli
 from tests.conftest import ROOT, ServerProcess
 from tests.generate import DOCUMENTS
 
@@ -59,15 +59,29 @@ def test_every_python_command_names_a_module_and_files_that_exist(words: list[st
         assert (ROOT / path).exists(), path
 
 
-def test_the_python_commands_of_the_readme_run(tmp_path: Path) -> None:
+def own_commands() -> Iterator[list[str]]:
+    """Yield the arguments of each `fastai-now` command in the README, in blocks and within sentences."""
+    blocks = [" ".join(words) for words in commands(ROOT / "README.md")]
+    for text in [*blocks, *re.findall(r"`(fastai-now [^`]+)`", README)]:
+        yield from (shlex.split(line)[1:] for line in text.split(" && ") if line.startswith("fastai-now "))
+
+
+def test_the_own_commands_of_the_readme_are_those_of_the_command_line() -> None:
+    found = list(own_commands())
+    assert {words[0] for words in found} == {"serve", "inspect", "predict", "check", "now"}
+    for words in found:
+        assert cli._parser("fastai-now").parse_args(words).command == words[0]
+
+
+def test_the_commands_of_the_readme_that_end_give_an_answer(tmp_path: Path) -> None:
     for photo in (ROOT / "app" / "samples").iterdir():
         (tmp_path / photo.stem).mkdir()
         shutil.copy(photo, tmp_path / photo.stem)
-    lines = [words for words in commands(ROOT / "README.md") if words and words[0] == "python"]
-    assert {words[3] for words in lines} == {"inspect", "predict", "check"}
-    for words in lines:
-        command = [sys.executable, *(str(tmp_path) if word == "valid" else word for word in words[1:])]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    places = {"valid": str(tmp_path), "FILE": "tests/data/v1/export.pkl"}
+    for words in own_commands():
+        if words[0] in ("inspect", "predict", "check"):
+            command = [sys.executable, "-m", "fastai_now", *(places.get(word, word) for word in words)]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def test_the_curl_commands_of_the_readme_give_its_answers(start_server: Callable[..., ServerProcess]) -> None:
