@@ -87,7 +87,8 @@ class Preprocess(Struct, frozen=True):
         """(H, W) RGB image -> (C, height, width) float32, (x / 255 - mean) / std. Raises BadImage."""
         self.check_sizes(image)
         resized = partial(resize_picture, newest=self.newest_pillow)
-        value: Image.Image | Float32 = image.convert(self.mode)  # from RGB, as from any mode it came from
+        # from RGB, as from any mode it came from; `convert` copies even where there is nothing to do
+        value: Image.Image | Float32 = image if image.mode == self.mode else image.convert(self.mode)
         for step in self.steps:
             if isinstance(step, PixelStep):
                 value = step(value)
