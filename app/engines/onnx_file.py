@@ -12,7 +12,7 @@ from app.engines.contract import Output, Prepare, Run, same_sized
 from app.engines.head import sigmoid, softmax
 from app.errors import CheckpointError, Int8Unavailable, plain
 from app.photos.transforms import Preprocess
-from app.types import Float32
+from app.types import Float32, Size
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -31,17 +31,23 @@ def _labels(metadata: Mapping[str, str]) -> Labels:
     return read_labels([name for _, name in re.findall(r"""(["'])(.*?)\1""", text)])
 
 
+def _size(text: str) -> Size | None:
+    """Return the (height, width) that ultralytics writes as "[224, 224]"; None for any other text."""
+    sides = re.fullmatch(r"\[(\d{2,4}), (\d{2,4})\]", text)
+    return (int(sides[1]), int(sides[2])) if sides else None
+
+
 class WholeNetwork:
     """An image classifier in an ONNX file, which answers logits or probabilities.
 
     `outputs` is the number of classes, `binary` tells whether one output stands for two of them, `labels` are
-    their names in the metadata. `size` is the (height, width) it takes, None where it takes any.
+    their names in the metadata. `size` is the (height, width) it takes, None where it takes any. `writer` is
+    the library that trained it, where the metadata tell.
     """
 
     architecture = "ONNX"
     generation = 0
     channels = 3
-    writer = "an exporter to ONNX"
     known: Mapping[str, Any] = {}
 
     def __init__(self, session: "ort.InferenceSession") -> None:
@@ -63,7 +69,11 @@ class WholeNetwork:
                 "served. Export it for smaller ones."
             )
         self.size = (height, width) if height and width else None
-        self.labels = _labels(self._session.get_modelmeta().custom_metadata_map)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.labels = _labels(metadata)
+        self.writer = "an exporter to ONNX"
+        if metadata.get("author") == "Ultralytics":
+            self.writer, self.size = "ultralytics", self.size or _size(metadata.get("imgsz", ""))
         self.binary = self._probability = False
         self._probe = self._probed(*(self.size or (224, 224)))
         if self._probe.shape[1] == 1:

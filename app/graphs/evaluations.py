@@ -1,4 +1,4 @@
-"""How torchvision and timm evaluate their own networks: sizes, filter and statistics by architecture.
+"""How torchvision, timm and ultralytics evaluate their own networks: sizes, filter and statistics.
 
 `evaluations.json` beside this module is written by `python -m app.graphs.evaluations` from the two libraries:
 torchvision 0.28's first published weights, timm 1.0.31's default ones.
@@ -39,13 +39,24 @@ class Evaluation(Struct, frozen=True):
     def steps(self, size: Size | None = None) -> tuple[Step, ...]:
         """Return torchvision's transforms that do this, scaled to another size where one is given."""
         crop = size or (self.crop, self.crop)
+        if self.library == ULTRALYTICS.library and crop[0] != crop[1]:
+            return (TorchvisionResize(crop),)
         resize = round(self.resize * min(crop) / self.crop)
         target = (resize, resize) if self.squash else resize
         return TorchvisionResize(target, self.resample), CenterCrop(crop)
 
 
-def evaluation_of(architecture: str) -> Evaluation | None:
-    """Return how an architecture's library evaluates it; None where it has published no weights."""
+# ultralytics 8.4 data/augment.py, classify_transforms, which all of its classifiers have
+ULTRALYTICS: Final = Evaluation("ultralytics", 224, 224, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def evaluation_of(architecture: str, writer: str = "") -> Evaluation | None:
+    """Return how an architecture's library evaluates it; None where it has published no weights.
+
+    `writer` is the library that wrote the file.
+    """
+    if writer == ULTRALYTICS.library:
+        return ULTRALYTICS
     return msgspec.json.decode(FILE.read_bytes(), type=dict[str, Evaluation]).get(architecture)
 
 

@@ -52,7 +52,7 @@ def choose_pixels(settings: Settings, known: Mapping[str, Any], network: Recogni
 
     Raises SettingsError where settings contradict each other or cannot be repeated, CheckpointError.
     """
-    evaluation = evaluation_of(network.architecture)
+    evaluation = evaluation_of(network.architecture, network.writer)
     chosen = _steps(settings, known, network, evaluation)
     gray = settings.gray or bool(known.get("gray")) or network.channels == 1
     mean, std = _statistics(settings, known, chosen, evaluation, network)
@@ -200,8 +200,8 @@ def _statistics(
         found = (IMAGENET_MEAN, IMAGENET_STD)
         if network.channels == 1:
             found, library = GRAY_NONE, "none, as for gray pictures"
-        elif evaluation and evaluation.library == "timm" and network.generation != 1:
-            found, library = (evaluation.mean, evaluation.std), "those of timm"
+        elif evaluation and evaluation.library != "torchvision" and network.generation != 1:
+            found, library = (evaluation.mean, evaluation.std), f"those of {evaluation.library}"
         chosen.guessed.append(f"mean {list(found[0])} and std {list(found[1])} ({library})")
     mean, std = found or (settings.mean, settings.std)
     own = (settings.mean if "mean" in said else mean, settings.std if "std" in said else std)

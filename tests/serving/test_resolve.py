@@ -208,6 +208,28 @@ def test_an_onnx_file_with_its_own_weights_is_served(tmp_path: Path, softmax: bo
     assert json.loads(run_app("inspect", "--json", str(path)).stdout)["outputs"] == 2
 
 
+@pytest.mark.parametrize(("size", "resize"), [((64, 64), 64), ((64, 96), (64, 96))])
+def test_a_classifier_of_ultralytics_gets_the_pixels_of_its_library(
+    tmp_path: Path, size: tuple[int, int], resize: Any, vision: Any
+) -> None:
+    from torchvision import transforms
+
+    model, path = Small(softmax=True).eval(), tmp_path / "best.onnx"
+    program = torch.onnx.export(
+        model, (torch.zeros(1, 3, *size),), dynamo=True, external_data=False, verbose=False
+    )
+    facts = {"author": "Ultralytics", "task": "classify", "imgsz": str([*size]), "names": "{0: 'a', 1: 'b'}"}
+    program.model.metadata_props.update(facts)
+    program.save(path)
+    # as ultralytics 8.4 data/augment.py has it
+    own = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(size), transforms.ToTensor()])
+    settings = Settings(model_url=str(path), exif="ignore", pillow=PIL.__version__)
+    for photo, answer in zip(IMAGES[::9], ask(settings, *(p.read_bytes() for p in IMAGES[::9])), strict=True):
+        with torch.no_grad():
+            expected = model(own(decode(photo.read_bytes(), "ignore"))[None])[0]
+        assert answer.confidence == pytest.approx(float(expected.max()), abs=1e-5)
+
+
 def test_the_page_names_the_classes_that_an_export_knows(
     start_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
