@@ -102,7 +102,10 @@ CODES: Final[Mapping[Code, tuple[int, str]]] = {
     "request-timeout": (408, "The headers or the body arrived too slowly."),
     "payload-too-large": (413, "The upload is larger than `max_upload_mb`."),
     "uri-too-long": (414, "The address is too long."),
-    "unsupported-media-type": (415, "The content type is not multipart/form-data, image/*, application/octet-stream or application/json."),
+    "unsupported-media-type": (
+        415,
+        "The content type is not multipart/form-data, image/*, application/octet-stream or application/json.",
+    ),
     "unrecognised-image": (415, "The file is not a picture in a known format."),
     "format-not-allowed": (415, "The picture has a format that the server does not decode, such as HEIC."),
     "not-an-image": (415, "The link leads to a file that is not an image."),

@@ -255,6 +255,23 @@ def test_a_checkpoint_that_was_trained_in_another_order_is_named(
         opened(write_proof(tmp_path, rotated))
 
 
+def test_no_order_of_the_classes_is_named_where_two_of_them_look_alike(
+    tmp_path: Path, make_learner: Callable[..., Any], vision: Any
+) -> None:
+    """The checkpoint's first two classes are both nearest to the proof's first."""
+    learn = make_learner("squeezenet1_1", vision.Resize(224))
+    last = learn.model[-1][-1]
+    last.weight.data[1] = last.weight.data[0]
+    with learn.no_bar(), learn.no_logging():
+        said = {name: learn.predict(DATA / "images" / name)[2].numpy()[[0, 2, 1]] for name in NAMES}
+    with pytest.raises(ProofError) as caught:
+        opened(
+            write_proof(tmp_path, said),
+            model_url=str(learn.save("stage-2", with_opt=False)),
+        )
+    assert "in another order" not in str(caught.value)
+
+
 def test_a_proof_of_another_training_is_refused_without_a_guess(
     tmp_path: Path, v1_predictions: dict[str, np.ndarray]
 ) -> None:

@@ -149,6 +149,32 @@ def test_a_slow_but_steady_upload_is_let_through(address: tuple[str, int]) -> No
         read_answer(client, b"100000")
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        START.replace(b"100000", b"40000000"),
+        START.replace(b"Content-Length: 100000", b"Transfer-Encoding: chunked")
+        + b"4c4b40\r\n"
+        + b"x" * 5_000_000
+        + b"\r\n",
+    ],
+    ids=["declared", "already sent"],
+)
+def test_the_least_pace_of_an_upload_grows_with_its_size(address: tuple[str, int], start: bytes) -> None:
+    """A trickle that a small upload may have, but not a large one."""
+    with connect(address) as client:
+        client.sendall(start)
+        client.settimeout(0.15)
+        answer, sent = b"", 0  # a body has 40 spans: without a least pace, some 260 are sent
+        while not answer and (sent := sent + 1) < 60:
+            client.sendall(b"5dc\r\n" + b"x" * 1500 + b"\r\n")
+            try:
+                answer = client.recv(65536)
+            except TimeoutError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
 def test_an_idle_connection_after_an_answer_is_closed_when_the_next_request_stalls(
     address: tuple[str, int],
 ) -> None:
