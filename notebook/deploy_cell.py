@@ -1,7 +1,7 @@
 # fastai-now: paste this into a notebook cell below your trained `learn` (fastai v2) and run it. It writes
 # stage-2.pth (the weights), settings.toml (how your notebook makes pixels), samples/ (a photo of each class) and
 # proof.json (what it says to a dozen of your photos: the server refuses to start unless it says the same).
-import base64, io, json, re, PIL, torch
+import base64, inspect, io, json, re, PIL, torch
 from fastai.vision.all import *
 
 def deploy(learn, photos=12, side=512, folder="."):
@@ -19,20 +19,24 @@ def deploy(learn, photos=12, side=512, folder="."):
 
     def written(t):
         name, affine = type(t).__name__, isinstance(t, AffineCoordTfm)
-        if (t.split_idx == 0 and not affine) or isinstance(t, (ToTensor, IntToFloatTensor)) or t.name == "noop":
-            return ""  # it does nothing at validation, or what is always done
-        if isinstance(t, Normalize):
-            return f"Normalize.from_stats({t.mean.flatten().tolist()}, {t.std.flatten().tolist()})"
+        if (t.split_idx == 0 and not affine) or isinstance(t, (ToTensor, IntToFloatTensor, Normalize)) or t.name == "noop":
+            return ""  # it does nothing at validation, or is said otherwise
         if not type(t).__module__.startswith("fastai") or not (affine or name in attributes):
             raise NotImplementedError(f"fastai-now does not know how to repeat {t.name}: deploy without it")
-        if affine and t.size is None: return ""  # at validation it moves nothing
         found = {k: plain(getattr(t, k)) for k in attributes.get(name, "size mode pad_mode align_corners").split()}
         if name in list(attributes)[:4]: found["size"] = found["size"][::-1]
-        return f"{name}({', '.join(f'{key}={value!r}' for key, value in found.items())})"
+        usual = {k: plain(p.default) for k, p in inspect.signature(type(t)).parameters.items()}
+        return f"{name}({', '.join(f'{k}={v!r}' for k, v in found.items() if k not in usual or v != usual[k])})"
 
     for name, pipeline in (("item_tfms", valid.after_item), ("batch_tfms", valid.after_batch)):
         settings[name] = f"[{', '.join(filter(None, map(written, pipeline.fs)))}]"
-    if "Normalize" not in settings["batch_tfms"]: settings |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    mean, std = torch.zeros(3), torch.ones(3)
+    for t in valid.after_batch.fs:  # all that scales pixels, in turn, as one Normalize of pixels in 0..1
+        if isinstance(t, IntToFloatTensor): std *= t.div / 255
+        if isinstance(t, Normalize):
+            a, b = t.mean.flatten().cpu(), t.std.flatten().cpu()
+            mean, std = mean[:len(a)] + std[:len(a)] * a, std[:len(a)] * b
+    settings |= {"mean": [round(x, 6) for x in mean.tolist()], "std": [round(x, 6) for x in std.tolist()]}
     *before, opener = valid.dataset.tls[0].tfms.fs
     if not opener.name.endswith("create"):
         raise NotImplementedError(f"fastai-now does not know how to repeat {opener.name}: open photos by PILImage.create")

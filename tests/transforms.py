@@ -1,6 +1,7 @@
 """Write docs/transforms.md with `python -m tests.transforms`: every transform of fastai, tried."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,55 +11,70 @@ from app.errors import SettingsError
 from app.photos.notebook import read_fastai
 from app.photos.validation import PICTURE
 from tests.conftest import ROOT
+from tests.matrix import BATCHES, ITEMS
 from tests.photos.test_notebook import as_fastai_does, ours
 from tests.photos.test_transforms import photo
 
 PAGE: Final = ROOT / "docs" / "transforms.md"
 ARGUMENTS: Final = {  # where fastai asks for some
+    "IntToFloatTensor": "div=128.",
     "RatioResize": "max_sz=96",
     "Normalize": "mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4]",
     **dict.fromkeys(
         "Resize RandomResizedCrop CropPad OldRandomCrop RandomCrop RandomResizedCropGPU AffineCoordTfm Flip "
-        "Dihedral Rotate Zoom Warp DeterministicFlip".split(),
+        "Dihedral Rotate Zoom Warp DeterministicFlip aug_transforms".split(),
         "size=96",
     ),
 }
 HEAD: Final = """# Transforms
 
-How your notebook makes pixels of a photo is read from an export, or said in the settings in the
-notebook's own words:
+The server makes pixels of a photo as your notebook did at validation. It reads the transforms from the file
+of `learn.export()`. A file of `learn.save()` holds none: copy them from your notebook into the settings.
+
+For fastai v2, copy the two arguments of your `DataBlock` or `ImageDataLoaders`:
 
 ```toml
 item_tfms = "Resize(460)"
 batch_tfms = "[*aug_transforms(size=224, min_scale=0.75), Normalize.from_stats(*imagenet_stats)]"
 ```
 
-For fastai v1, `ds_tfms` takes the arguments from `ds_tfms=` on, and `mean` and `std` those that
-`normalize()` has:
+For fastai v1, copy the arguments of `.databunch()` or `.transform()` into `ds_tfms`, beginning with the value
+of `ds_tfms`. Copy the statistics of `.normalize()` into `mean` and `std`:
 
 ```toml
 ds_tfms = "get_transforms(), size=224, resize_method=ResizeMethod.SQUISH"
+mean = [0.485, 0.456, 0.406]
+std = [0.229, 0.224, 0.225]
 ```
 
-For torchvision, `transforms` is the `Compose` of your validation:
+For torchvision, copy the `Compose` of your validation:
 
 ```toml
 transforms = "Compose([Resize(256), CenterCrop(224), ToTensor(), Normalize([.5, .4, .3], [.2, .2, .2])])"
 ```
 
-The texts are parsed and never run. They may hold calls of known names with literal arguments; everything
-else is refused with its place. `pipeline` names the four that people use most. A fact that neither the file
-nor the settings say is guessed, and one warning at start and in `inspect` names the guess. For a head of
-torchvision or timm the guess is how that library evaluates the architecture.
+The texts are parsed as Python and never run. They may hold calls of the transforms below with literal
+arguments. Anything else is refused, and the message names its line and column. For the four most common
+pipelines the setting `pipeline` is shorter.
 
-`RatioResize` cuts the pixels of its rounding at a random side, also when it predicts; here the center is
-kept. A photo that no transform sizes may have up to 2 megapixels. `pillow` is the version of Pillow in
-your notebook: from 13 on, tall photos that are squished are rounded otherwise.
+Where neither the file nor the settings name the transforms, the size or the statistics, the server guesses.
+It then writes one warning at start, which `inspect` repeats. For a network with the head of torchvision, timm
+or ultralytics, the guess is the evaluation transform of that library for that architecture.
+
+Three differences remain:
+
+- `RatioResize` of fastai cuts up to a few rows at a random side, even in `predict`. Here the center is kept.
+- A photo that no transform resizes may have up to 2 megapixels.
+- From Pillow 13 on, tall photos are squished with another rounding. Set `pillow` to the version in your
+  notebook.
 
 ## fastai's transforms at prediction
 
-| transform | at validation |
-|---|---|
+Each value of each listed option is compared with fastai's own `learn.predict`: no probability differs by more
+than 0.001. `make test-all` compares the combinations as well.
+
+| transform | at prediction | compared options |
+|---|---|---|
 """
 
 
@@ -80,6 +96,17 @@ def effect(vision: Any, name: str) -> str:
     return "served" if (steps, statistics) != (without, None) else "changes nothing"
 
 
+def options(name: str) -> str:
+    """The options of a transform in the matrix, with their values."""
+    compared = (ITEMS | BATCHES).get(name) or BATCHES.get(f"{name}.from_stats", {})
+    return "; ".join(f"{option} {', '.join(map(short, values))}" for option, values in compared.items())
+
+
+def short(value: str) -> str:
+    """A value without the name of its class or its quotes."""
+    return re.sub(r"^\((\w+), 0\)$", r"\1", re.sub(r"\w+\.(?=[A-Za-z])", "", value)).strip("'")
+
+
 def page(vision: Any) -> str:
     """Return the page."""
     import fastai.data.transforms as data
@@ -97,7 +124,10 @@ def page(vision: Any) -> str:
         and found.__module__.startswith(("fastai.vision.augment", "fastai.data.transforms"))
         and (name in augment.__all__ or names is not modules[0])
     }  # fmt: skip
-    rows = [f"| `{name}` | {effect(vision, name)} |" for name in sorted(classes)]
+    rows = [
+        f"| `{name}` | {effect(vision, name)} | {options(name)} |"
+        for name in sorted([*classes, "aug_transforms"], key=str.lower)
+    ]
     return HEAD + "\n".join(rows) + "\n"
 
 

@@ -41,17 +41,20 @@ def read_transforms(
     """The settings that a v2 learner's transforms are, and a phrase for each that cannot be said by them."""
     known: dict[str, Any] = {}
     unserved: list[str] = []
+    normalizing = [transform for transform in batches if transform.name == "Normalize"]
     for setting, transforms in (("item_tfms", items), ("batch_tfms", batches)):
         written = []
         for transform in transforms:
             try:
-                written.append(_written(transform, numbers))
+                written.append(
+                    _normalize(normalizing, numbers) if transform in normalizing[-1:] else _written(transform)
+                )
             except ValueError as error:
                 unserved.append(str(error))
         known[setting] = f"[{', '.join(filter(None, written))}]"
         names = [text.partition("(")[0] for text in written if text]
         unserved += [f"it uses {name} twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    if "Normalize" not in known["batch_tfms"]:
+    if not normalizing:
         known["mean"], known["std"] = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return known, unserved
 
@@ -84,19 +87,26 @@ def read_databunch(
     return known, unserved
 
 
-def _written(transform: Call, numbers: Numbers) -> str:
+def _normalize(transforms: Sequence[Call], numbers: Numbers) -> str:
+    """The one Normalize that does what several do in turn. Raises ValueError."""
+    mean, std = np.zeros(1), np.ones(1)
+    for transform in transforms:
+        mine = (np.array(_numbers(transform.get(key), numbers)) for key in ("mean", "std"))
+        mean, std = (mean + std * next(mine)), std * next(mine)
+    texts = (f"[{', '.join(repr(float(f'{x:.9g}')) for x in values)}]" for values in (mean, std))
+    return f"Normalize.from_stats({', '.join(texts)})"
+
+
+def _written(transform: Call) -> str:
     """A transform as a call; empty where it changes nothing. Raises ValueError."""
     name = transform.name
     if name == "Transform" and transform.get("_name") == "noop":
         return ""
     if not str(transform.callee).startswith("fastai"):
-        raise ValueError(f"it uses {transform.get('_name') or transform.callee}, which is not reproduced")
-    if name == "Normalize":
-        mean, std = (list(_numbers(transform.get(key), numbers)) for key in ("mean", "std"))
-        return f"Normalize.from_stats({mean}, {std})"
+        raise ValueError(f"it uses {_own_name(transform)}, which is not reproduced")
     state = transform.state if isinstance(transform.state, dict) else {}
     attributes = AFFINE if "coord_fs" in state else ATTRIBUTES.get(name, "")
-    if name == "ToTensor" or (attributes == AFFINE and state.get("size") is None):
+    if name in ("Normalize", "ToTensor"):  # which stands last, and between the two lists
         return ""
     found = {key: _literal(state[key]) for key in attributes.split() if key in state}
     if name in FLIPPED and isinstance(found.get("size"), tuple):
@@ -110,6 +120,15 @@ def _written(transform: Call, numbers: Numbers) -> str:
     if name == "IntToFloatTensor" and not more:
         return ""
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in more.items())})"
+
+
+def _own_name(transform: Call) -> str:
+    """The name of a transform that a notebook defines: of its function, or of its class."""
+    made = (
+        transform.callee.arguments if isinstance(transform.callee, Call) else ()
+    )  # by cloudpickle, with a name
+    named = (name for name in (transform.get("_name"), *made) if isinstance(name, str))
+    return next(named, str(transform.callee))[:100]
 
 
 def _literal(value: Any) -> Any:

@@ -8,7 +8,7 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -80,7 +80,8 @@ def _export(
     torch = importlib.import_module("torch")
     modules = list(model.named_modules(remove_duplicate=False))
     layers = layers_of((name, type(module).__name__, vars(module)) for name, module in modules)
-    same_padded = _without_same_padding(model)
+    # with one size its paddings are numbers, and the windows of adaptive pools are fitted to the padded map
+    same_padded = set() if shown.size else _without_same_padding(model)
     pixels = torch.zeros(2, shown.channels, *(shown.size or USUAL_SIZE))
     size = shown.size
     try:
@@ -89,6 +90,8 @@ def _export(
         if size:
             raise
         size = USUAL_SIZE  # what depends on the size of the picture is exported for one
+        _restore_same_padding(model, same_padded)
+        same_padded = set()
         program = _program(model, pixels, size)
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)}
     expected = {name: list(tensor.shape) for name, tensor in state.items()}
@@ -142,6 +145,13 @@ def _without_same_padding(model: "torch.nn.Module") -> set[str]:
             module.__class__ = torch.nn.Conv2d  # which it is, but for its `forward`
             found.add(f"{name}.weight")
     return found
+
+
+def _restore_same_padding(model: "torch.nn.Module", weights: Set[str]) -> None:
+    """Undo `_without_same_padding`."""
+    layers = importlib.import_module("timm.layers.conv2d_same")
+    for weight in weights:
+        model.get_submodule(weight.removesuffix(".weight")).__class__ = layers.Conv2dSame
 
 
 def write(path: Path, content: bytes) -> None:

@@ -148,11 +148,11 @@ class RatioResize(PictureStep, frozen=True, tag=True):
 
 
 class AffineCoordTfm(PixelStep, frozen=True, tag="aug_transforms"):
-    """`aug_transforms(size=...)` at validation, or one of its transforms with a size (430-485): the identity
-    on a grid of `size`.
+    """`aug_transforms(size=...)` at validation, or one of its transforms (430-485): the identity on a grid of
+    `size`, which is None for as it is. That blurs pictures more than twice as high as wide; see `pre_shrink`.
     """
 
-    size: Size
+    size: Size | None = None
     mode: Mode = "bilinear"
     pad_mode: PadMode = "reflection"
     align_corners: bool = True
@@ -165,15 +165,19 @@ class AffineCoordTfm(PixelStep, frozen=True, tag="aug_transforms"):
     def __call__(self, image: Image.Image | Float32) -> Float32:
         """See PixelStep."""
         pixels, divisor = as_numbers(image)
-        shrink = pre_shrink(pixels.shape[:2], self.size)
-        sampled = grid_sample(
-            pixels, self.size, self.size, shrink, self.mode, self.pad_mode, self.align_corners
-        )
+        source = pixels.shape[0], pixels.shape[1]
+        size, shrink = self.size or source, pre_shrink(source, self.size or source)
+        sampled = grid_sample(pixels, size, size, shrink, self.mode, self.pad_mode, self.align_corners)
         return np.divide(sampled, divisor, out=sampled)
 
     def shown(self, size: Size) -> Shown:
         """See Step."""
-        return WHOLE, self.size
+        return WHOLE, self.size or size
+
+    def changes(self, size: Size) -> bool:
+        """Tell whether it changes pictures of `size`."""
+        shrinks = self.mode == "bilinear" and pre_shrink(size, size) > 1
+        return shrinks or self.size is not None
 
 
 class RandomResizedCropGPU(PixelStep, frozen=True, tag=True):

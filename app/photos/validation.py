@@ -20,7 +20,7 @@ from app.photos.fastai_steps import (
 )
 from app.photos.resample import FILTERS, Filter, Mode, PadMode
 from app.photos.steps import ResizeMethod
-from app.photos.transforms import Statistics, Step
+from app.photos.transforms import TRIED, Preprocess, Statistics, Step
 from app.types import Size
 
 MAX_SIDE: Final = 4096
@@ -95,7 +95,7 @@ def read_transforms(
             raise ValueError(f"it uses {transform.name} in item_tfms, where fastai itself cannot use it")
         if transform.order < PICTURE["ToTensor"][0] and (step := read_transform(transform)):
             steps.append(step)
-    statistics = None
+    statistics, scale = None, 1.0
     for transform in batches:
         if transform.name in PICTURE:
             continue  # fastai calls it for pictures alone, and these are pixels
@@ -103,9 +103,25 @@ def read_transforms(
             if statistics:
                 raise ValueError("it uses Normalize twice")
             statistics = read_statistics(transform)
-        elif step := read_transform(transform):
+        elif transform.name == "IntToFloatTensor":
+            scale = _number(transform.arguments, "div", 255, 1e-3, 1e6) / 255
+        elif (step := read_transform(transform)) and not _idle(step, steps):
             steps.append(step)
-    return tuple(steps), statistics
+    return tuple(steps), _scaled(statistics, scale)
+
+
+def _scaled(statistics: Statistics | None, scale: float) -> Statistics | None:
+    """The statistics, of pixels in 0..1, for a Normalize of pixels that are divided by more than 255."""
+    if scale == 1:
+        return statistics
+    mean, std = statistics or ((0.0,) * 3, (1.0,) * 3)
+    return tuple(scale * number for number in mean), tuple(scale * number for number in std)
+
+
+def _idle(step: Step, before: Sequence[Step]) -> bool:
+    """Whether a step changes no photo that the steps before it have sized."""
+    sizes = {Preprocess(tuple(before)).shown(*tried)[1] for tried in TRIED}
+    return isinstance(step, AffineCoordTfm) and not any(map(step.changes, sizes))
 
 
 def read_transform(transform: Transform) -> Step | None:  # noqa: C901  a table in the form of cases
@@ -139,8 +155,6 @@ def read_transform(transform: Transform) -> Step | None:  # noqa: C901  a table 
                 _mode(given),
                 _number(given, "valid_scale", 1.0, 0.01, 1),
             )
-        case "IntToFloatTensor" if given.get("div", 255) != 255:
-            raise ValueError(f"its IntToFloatTensor divides by {given['div']!r}, not by 255")
         case _ if name in AFFINE:
             return _affine(transform)
         case _ if name in PICTURE or name in PIXELS:
@@ -163,14 +177,14 @@ def read_statistics(transform: Transform) -> Statistics:
 
 
 def _affine(transform: Transform) -> Step | None:
-    """With a size it resamples; without one it is the identity, up to float32's rounding."""
+    """With a size it resamples; without one it is hardly ever more than the identity, up to rounding."""
     given = transform.arguments
     # the two Deterministic ones take a size and do not hand it on (augment.py:640, 700)
-    if given.get("size") is None or transform.name.startswith("Deterministic"):
-        return None
+    unsized = given.get("size") is None or transform.name.startswith("Deterministic")
     # AffineCoordTfm's own default is None, which torch takes for False
     align_corners = given.get("align_corners", transform.name != "AffineCoordTfm")
-    return AffineCoordTfm(_size(given), _mode(given), _pad_mode(given, "reflection"), bool(align_corners))
+    size = None if unsized else _size(given)
+    return AffineCoordTfm(size, _mode(given), _pad_mode(given, "reflection"), bool(align_corners))
 
 
 def augmented(arguments: Mapping[str, Any]) -> list[Transform]:

@@ -17,10 +17,12 @@ from app.checkpoints.transforms import read_databunch, read_transforms
 from app.checkpoints.unpickler import Unpickler
 from app.errors import ArchitectureUnknown, CheckpointError
 from app.graphs.bodies import create_body
+from app.photos.notebook import read_fastai
 from app.serving.recognize import recognize
 from tests.conftest import BEARS, DATA, IMAGES
 
 V1 = DATA / "v1"
+FLIP = "Flip(pad_mode='reflection', align_corners=True)"
 IMAGENET = "Normalize.from_stats([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])"
 V1_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -49,14 +51,17 @@ def assert_known(checkpoint: Checkpoint, **expected: Any) -> None:
         (
             ("Resize", 224, {}),
             {},
-            {"item_tfms": "[Resize(size=(224, 224), pad_mode='reflection')]", "batch_tfms": f"[{IMAGENET}]"},
+            {
+                "item_tfms": "[Resize(size=(224, 224), pad_mode='reflection')]",
+                "batch_tfms": f"[{FLIP}, {IMAGENET}]",
+            },
         ),
         (
             ("Resize", (192, 256), {"method": "pad", "pad_mode": "zeros"}),
             {"stats": None},
             {
                 "item_tfms": "[Resize(size=(192, 256), method='pad', pad_mode='zeros')]",
-                "batch_tfms": "[]",
+                "batch_tfms": f"[{FLIP}]",
                 "mean": (0, 0, 0),
                 "std": (1, 1, 1),
             },
@@ -66,7 +71,7 @@ def assert_known(checkpoint: Checkpoint, **expected: Any) -> None:
             {"stats": ((0.5,) * 3, (0.25,) * 3)},
             {
                 "item_tfms": "[RandomResizedCrop(size=(96, 128), val_xtra=0.3)]",
-                "batch_tfms": "[Normalize.from_stats([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])]",
+                "batch_tfms": f"[{FLIP}, Normalize.from_stats([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])]",
             },
         ),
         (
@@ -137,6 +142,32 @@ def test_a_transform_of_ones_own_is_named(vision: Any, make_learner: Callable[..
     found = exported(make_learner("squeezenet1_1", [vision.Resize(64), Dimmed()])).export
     assert found is not None
     assert found.unserved == (f"it uses {__name__}.Dimmed, which is not reproduced",)
+
+
+def test_a_transform_that_was_pickled_with_its_class_is_named(
+    vision: Any, make_learner: Callable[..., Any]
+) -> None:
+    class Darkened(vision.DisplayedTransform):  # not found by its name, so that cloudpickle takes it along
+        def encodes(self, photo: vision.PILImage) -> Any:
+            return photo.point(lambda value: value // 2)
+
+    found = exported(make_learner("squeezenet1_1", [vision.Resize(64), Darkened()])).export
+    assert found is not None
+    assert found.unserved == ("it uses Darkened, which is not reproduced",)
+
+
+def test_two_normalizations_are_one(vision: Any, make_learner: Callable[..., Any]) -> None:
+    learn = make_learner("squeezenet1_1", vision.Resize(64), stats=([0.1, 0.2, 0.3], [0.5, 0.4, 0.2]))
+    learn.dls.add_tfms([vision.Normalize.from_stats([1.0, 2.0, 3.0], [2.0, 3.0, 4.0])], "after_batch")
+    checkpoint = exported(learn)
+    assert checkpoint.export is not None and checkpoint.export.unserved == ()
+    pixels = torch.rand(1, 3, 4, 4)
+    expected = vision.TensorImage(pixels)
+    for transform in learn.dls.valid.after_batch.fs[-2:]:
+        expected = transform(expected.to(transform.mean.device))
+    _, (mean, std) = read_fastai("", checkpoint.known["batch_tfms"])
+    found = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    np.testing.assert_allclose(found, expected.cpu(), atol=1e-5)
 
 
 def test_what_opens_the_photos_is_named_unless_it_is_fastais_own(vision: Any, tmp_path: Path) -> None:
