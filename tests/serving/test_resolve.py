@@ -268,6 +268,30 @@ def test_a_network_without_a_shipped_graph_is_rebuilt_from_its_export_once(
     assert answer.confidence == pytest.approx(float(expected.max()), abs=1e-4)
 
 
+def test_a_network_with_tensorflows_padding_is_rebuilt_for_one_size(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vision: Any
+) -> None:
+    from timm.layers.conv2d_same import Conv2dSame
+
+    monkeypatch.setattr("app.serving.rebuild.MODELS", tmp_path)
+    dls = vision.ImageDataLoaders.from_lists(
+        tmp_path, IMAGES[:6], list("ababab"), item_tfms=vision.Resize(70), bs=2, num_workers=0
+    )
+    layers = [Conv2dSame(side, 8, 3, stride=2) for side in (3, 8, 8, 8, 8)]
+    model = torch.nn.Sequential(
+        *layers, vision.AdaptiveConcatPool2d(), vision.Flatten(), vision.nn.Linear(16, 2)
+    )
+    learn = vision.Learner(dls, model)
+    learn.export(tmp_path / "export.pkl")
+    settings = Settings(model_url=str(tmp_path / "export.pkl"), exif="ignore", pillow=PIL.__version__)
+    for photo, answer in zip(
+        IMAGES[:9:3], ask(settings, *(p.read_bytes() for p in IMAGES[:9:3])), strict=True
+    ):
+        with learn.no_bar(), learn.no_logging():
+            expected = learn.predict(photo)[2]
+        assert answer.confidence == pytest.approx(float(expected.max()), abs=1e-5)
+
+
 def test_an_onnx_file_that_cannot_compute_pictures_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"  # for four pictures at once
     torch.onnx.export(
