@@ -1,4 +1,4 @@
-"""fastai's transforms with their options, as notebooks write them: the matrix that is compared with fastai."""
+"""fastai's transforms with their options, as notebooks write them: the matrix compared with fastai."""
 
 import itertools
 import math
