@@ -3,7 +3,7 @@
 import json
 import mmap
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ class Facts(NamedTuple):
     writer: str = "fastai v2"
     binary: bool = False
     labels: tuple[str, ...] = ()
+    known: Mapping[str, Any] = {}
 
 
 def completed(checkpoint: Checkpoint, size: tuple[int, int] | None = None, **settings: Any) -> Recipe:
