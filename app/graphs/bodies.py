@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
+from app.checkpoints.fingerprint import ACTIVATIONS
 from app.errors import ArchitectureUnknown, ToolMissing, plain
 from app.photos.transforms import USUAL_SIZE
 from app.types import Size
@@ -70,8 +71,8 @@ TORCHVISION_HEADS: Final = {
 TIMM_HEADS: Final = {
     "ResNet": ["average 1", "linear fc"],
     "EfficientNet": ["average 1", "linear classifier"],
-    "MobileNetV3": ["average 1", "linear conv_head", "hardswish", "linear classifier"],
-    "GhostNet": ["average 1", "linear conv_head", "relu", "linear classifier"],
+    "MobileNetV3": ["average 1", "linear conv_head", "act2", "linear classifier"],
+    "GhostNet": ["average 1", "linear conv_head", "act2", "linear classifier"],
     "ConvNeXt": ["average 1", "norm head.norm", "linear head.fc"],
     "EdgeNeXt": ["average 1", "norm head.norm", "linear head.fc"],
     "RegNet": ["average 1", "linear head.fc"],
@@ -250,7 +251,24 @@ def _of_timm(architecture: str) -> Body:
     network = timm.create_model(name)
     head = _timm_head(network)
     fixed = features.ndim == 2 or type(network).__name__ in FIXED
-    return Body(_alone(body), tuple(side) if fixed else None, {"": "0.model."} if head else {}, head)
+    prefixes = {"": "0.model.", **_older_names(body.model)} if head else {}
+    module = _alone(body)
+    # older versions also saved the tables that newer ones compute
+    unused = tuple(name for name, _ in module.named_buffers() if name not in module.state_dict())
+    return Body(module, tuple(side) if fixed else None, prefixes, head, unused)
+
+
+def _older_names(network: Any) -> dict[str, str]:
+    """The names before timm 0.9 of the parts of a swin, which then halved its map behind each stage: of files
+    of fastai, which cannot train it with newer versions.
+    """
+    if type(network).__name__ != "SwinTransformer":
+        return {}
+    older = {
+        f"0.model.layers.{stage - 1}.downsample.": f"0.model.layers.{stage}.downsample."
+        for stage in range(1, len(network.layers))
+    }
+    return {"0.model.": "0.model.", **older}
 
 
 def _unknown(architecture: str) -> str:
@@ -269,8 +287,11 @@ def _unknown(architecture: str) -> str:
 
 def _timm_head(network: Any) -> list[str]:
     """The steps of the head of a network of timm; none where it is not understood."""
-    steps = list(TIMM_HEADS.get(type(network).__name__, []))
-    return steps if all(_has(network, step) for step in steps) else []
+    steps = TIMM_HEADS.get(type(network).__name__, [])
+    activation = ACTIVATIONS.get(type(getattr(network, "act2", None)).__name__, "").lower()
+    if not all(_has(network, step) for step in steps) or ("act2" in steps and not activation):
+        return []
+    return [activation if step == "act2" else step for step in steps]
 
 
 def _has(network: Any, step: str) -> bool:

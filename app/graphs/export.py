@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from app.checkpoints.fingerprint import layers_of
 from app.checkpoints.records import Call
-from app.graphs.bodies import canonical, find_body, import_fastai, in_one_sentence
+from app.graphs.bodies import find_body, import_fastai, in_one_sentence
 from app.graphs.graph import COUNTER, WHOLE, Shown
 from app.graphs.module_builder import build_module
 from app.graphs.optimize import optimize
@@ -37,7 +37,6 @@ def export_graph(architecture: str, folder: Path) -> Path:
 
     Returns the path of the .onnx file. Raises ArchitectureUnknown, ToolMissing.
     """
-    architecture = canonical(architecture)
     body = find_body(architecture)
     more = {"head": body.head, "prefixes": body.prefixes}
     with in_one_sentence(f"torch cannot export {architecture}"):

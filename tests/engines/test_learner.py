@@ -51,6 +51,8 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "cause"),
     [
+        ("fasterrcnn_resnet50_fpn", "is not exported: it draws boxes or key points on a photo"),
+        ("quantized_resnet18", "is not exported: it computes in int8"),
         ("get_model", "Neither torchvision nor fastai nor timm has a classifier 'get_model'"),
     ],
 )

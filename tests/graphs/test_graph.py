@@ -196,3 +196,28 @@ def test_few_descriptions_are_read_to_find_a_graph() -> None:
     index = read_index()
     for graph in shipped_graphs():
         assert sum(entry.may_fit(arrays_of(graph)) for entry in index.values()) <= 10
+
+
+def test_a_swin_that_fastai_trained_with_an_older_timm_is_served(vision: Any) -> None:
+    import torch
+    from timm.models.swin_transformer import checkpoint_filter_fn
+
+    torch.manual_seed(0)
+    name = "swin_tiny_patch4_window7_224"
+    body = create_body(name)
+    model = torch.nn.Sequential(body, vision.create_head(768, 3, pool=False)).eval()
+    older = {}
+    for key, tensor in model.state_dict().items():
+        for stage in (1, 2, 3):
+            key = key.replace(f"layers.{stage}.downsample", f"layers.{stage - 1}.downsample")
+        older[key] = tensor
+    older |= dict(model.named_buffers())  # among them the masks, which newer versions do not save
+    own = {key.removeprefix("0.model."): tensor for key, tensor in older.items() if key.startswith("0.")}
+    body.model.load_state_dict(checkpoint_filter_fn(own, body.model))  # as timm reads its older files
+    arrays = {key: tensor.numpy() for key, tensor in older.items()}
+    network = fitted(find_graph(arrays), arrays)
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(pixels)).softmax(1).numpy()
+    answer = GraphEngine(network).run(list(pixels))[0]
+    np.testing.assert_allclose(answer.probabilities, expected[0], atol=1e-3)
