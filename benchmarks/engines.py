@@ -19,7 +19,7 @@ import numpy as np
 from app.engines.contract import fitted
 from app.engines.onnx_runtime import GraphEngine
 from app.engines.sessions import bound_session
-from app.graphs.bodies import create_body, import_fastai
+from app.graphs.bodies import TRANSFORMED, create_body, import_fastai
 from app.graphs.graph import Graph, shipped_graphs
 
 SIDE = 224
@@ -40,7 +40,8 @@ def fastai_model(graph: Graph) -> Any:
     import torch
 
     body = create_body(graph.architecture)
-    pool = not hasattr(body, "needs_pool") or body.needs_pool
+    with torch.no_grad():
+        pool = body(torch.zeros(1, 3, *(graph.size or (SIDE, SIDE)))).ndim == 4
     head = import_fastai().create_head(graph.channels, CLASSES, pool=pool)
     return torch.nn.Sequential(body, head).eval()
 
@@ -50,9 +51,11 @@ def library_model(graph: Graph) -> Any:
     vision = import_fastai()  # first: it makes torchvision importable
     import timm
 
-    if "" in graph.prefixes:
-        return timm.create_model(graph.architecture.removeprefix("timm.")).eval()
-    return getattr(vision.models, graph.architecture)().eval()
+    name = graph.architecture.removeprefix("timm.").removesuffix(TRANSFORMED)
+    if "0.model." in graph.prefixes.values():
+        return timm.create_model(name).eval()
+    options = {"transform_input": True} if graph.architecture.endswith(TRANSFORMED) else {}
+    return getattr(vision if name.startswith("xresnet") else vision.models, name)(**options).eval()
 
 
 def plain_session(model: Any, pixels: np.ndarray) -> Callable[[], np.ndarray]:
@@ -75,7 +78,7 @@ def timed(run: Callable[[], object]) -> Times:
 
 def compare(graph: Graph, model: Any, turns: int) -> tuple[list[Times], list[Times]]:
     """The times of our graph and of the plain file, in turn. Ends the program if their logits differ."""
-    pixels = np.random.default_rng(0).standard_normal((1, 3, SIDE, SIDE), np.float32)
+    pixels = np.random.default_rng(0).standard_normal((1, 3, *(graph.size or (SIDE, SIDE))), np.float32)
     plain = plain_session(model, pixels)
     network = fitted(graph, {name: value.numpy() for name, value in model.state_dict().items()})
     engine = GraphEngine(network)
