@@ -4,6 +4,7 @@ A thread writes it, so a reader that stops reading does not block the server.
 """
 
 import contextlib
+import io
 import json
 import logging
 import logging.handlers
@@ -116,13 +117,16 @@ class Writer(logging.Handler):
 
 def open_standard_streams() -> None:
     """Open every closed standard stream: otherwise a client's socket gets its descriptor, and the output of
-    libraries with it.
+    libraries with it. Characters that their encoding does not have are escaped: on Windows many.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor: this one
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None for a program without a console
+            stream.reconfigure(errors="backslashreplace")
 
 
 def start_logging(log_format: LogFormat) -> Writer:

@@ -71,7 +71,7 @@ class Server(uvicorn.Server):
             raise refusal(end.__context__, self.config.host, self.config.port) from end
         for server in self.servers:
             for each in server.sockets:  # the kernel may queue more: asyncio knows one number for both
-                with socket.socket(fileno=os.dup(each.fileno())) as same:
+                with each.dup() as same:
                     same.listen(QUEUE)
 
     def _hang_up(self) -> None:
