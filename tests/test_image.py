@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from app.commands.now import stage
-from app.settings_file import load_settings
+from app.settings_file import SETTINGS_FILE, load_settings
 from tests.conftest import BEARS, ROOT, V1_CHECKPOINT, bears_environment
 from tests.containers import (
     BASE,
@@ -139,8 +140,11 @@ def test_a_baked_model_is_served_without_a_network(
 ) -> None:
     with serving(lambda handler: send(handler, V1_CHECKPOINT.read_bytes())) as (url, asked):
         settings = load_settings(environment=bears_environment(APP_MODEL_URL=f"{url}/stage-2.pth"))
-        stage(settings, tmp_path / "staged")
-        tag = built(tmp_path / "staged", "baked", "--build-arg", "BAKE_MODEL=1")
+        staged = tmp_path / "staged"
+        stage(settings, staged)
+        (staged / "app/settings.toml").rename(staged / "settings.toml")  # as in a checkout: the user's own
+        shutil.copy(SETTINGS_FILE, staged / "app")
+        tag = built(staged, "baked", "--build-arg", "BAKE_MODEL=1")
     assert set(asked) == {"/stage-2.pth"}
     photo = "a05_640x480.jpg"
     with running(tag) as container:
