@@ -1,13 +1,40 @@
 """The open connections of a process: at most so many, and which of them makes room for a newcomer."""
 
+import asyncio
 import os
+import random
+import selectors
 import socket
 import sys
 from collections import OrderedDict
 from typing import Final, Protocol
 
 MAX_OPEN: Final = 1000  # connections; each has its buffers, here and in the kernel
-BURST: Final = 32  # connections that asyncio accepts in one turn of the event loop, before any can be refused
+BURST: Final = 8  # connections that asyncio accepts in one turn of the event loop, before any can be refused
+
+
+EVENTS: Final = (
+    32  # ready sockets that are handled in one turn: of a thousand that are closed, some at a time
+)
+
+
+Ready = tuple[selectors.SelectorKey, int]
+
+
+class FairSelector(selectors.DefaultSelector):
+    """A selector of at most EVENTS ready sockets, chosen at random; the others are ready again."""
+
+    def select(self, timeout: float | None = None) -> list[Ready]:
+        """Return the ready sockets with their events; see selectors."""
+        ready = super().select(timeout)
+        return ready if len(ready) <= EVENTS else random.sample(ready, EVENTS)  # no secret
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return an event loop whose turns are short however many clients act at once."""
+    if sys.platform == "win32":  # its own loop has no selector
+        return asyncio.new_event_loop()
+    return asyncio.SelectorEventLoop(FairSelector())
 
 
 def descriptors() -> int:

@@ -33,7 +33,7 @@ def server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         http=DeadlineProtocol,
-        loop="asyncio",  # the same everywhere: uvloop is often installed, but not required
+        loop="app.web.connections:new_event_loop",  # also where uvloop is installed
         ws="none",
         log_config=None,
         access_log=False,  # RequestMiddleware writes one line a request

@@ -96,6 +96,8 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Return whether to answer before closing: some clients end their side when the request is whole."""
+        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self._refuse(400, "bad-request", "The request ended before its body was complete.", left=True)
         answering = self.cycle is not None and not self.cycle.response_complete
         if self.transport.is_closing() or not answering or self.conn.their_state is h11.SEND_BODY:
             return False
@@ -284,8 +286,11 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
             return
         transport.resume_reading()
 
-    def _refuse(self, status: int, code: Code, detail: str) -> None:
-        """Answer with a problem, if nothing was answered yet, and close."""
+    def _refuse(self, status: int, code: Code, detail: str, *, left: bool = False) -> None:
+        """Answer with a problem, if nothing was answered yet, and close.
+
+        A client that may have `left` before its request was whole is one in the log.
+        """
         cycle = self.cycle if self.cycle and not self.cycle.response_complete else None
         scope: dict[str, Any] = cast("dict[str, Any]", cycle.scope) if cycle else {}
         identity = scope.setdefault("request_id", secrets.token_hex(8))
@@ -296,7 +301,8 @@ class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
             headers |= {"connection": "close"} | ({"retry-after": str(RETRY)} if status == 503 else {})
             lines = [f"HTTP/1.1 {status} {problem.title}", *(f"{k}: {v}" for k, v in headers.items())]
             self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
-            scope["refused"] = status, code
+            if not left:
+                scope["refused"] = status, code
         if cycle:  # the application handles the request, and will write the line of the log
             cycle.disconnected = True
             cycle.message_event.set()

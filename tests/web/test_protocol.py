@@ -293,6 +293,20 @@ def test_requests_are_answered_after_the_client_has_ended_its_side(
 
 
 @pytest.mark.fault("H24")
+@pytest.mark.parametrize(
+    "rest", [b"Content-Length: 5\r\n\r\nhell", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"]
+)
+def test_a_client_that_ends_its_side_in_the_middle_of_a_body_is_told(
+    address: tuple[str, int], rest: bytes
+) -> None:
+    with connect(address) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + rest)
+        client.shutdown(socket.SHUT_WR)
+        answer = read_to_the_end(client)
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"before its body was complete" in answer
+
+
+@pytest.mark.fault("H24")
 def test_a_client_that_ends_its_side_and_waits_for_long_reads_an_interim_answer(
     address: tuple[str, int],
 ) -> None:

@@ -6,6 +6,7 @@ The loop is measured within the server, in CPU time of its thread, so that a bus
 import contextlib
 import os
 import random
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,31 @@ def test_no_request_keeps_the_event_loop(
             client.start()
         for client in clients:
             client.join(SECONDS)
+        assert requests.get(f"{watched.url}/healthz", timeout=SECONDS).status_code == 200
+        longest = float(probe.read_text())
+        if longest < LONGEST:
+            return
+    raise AssertionError(f"a turn of the event loop took {longest} ms")
+
+
+@pytest.mark.fault("H20")
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"]
+)
+def test_very_many_connections_that_act_at_once_do_not_keep_the_event_loop(
+    watched: ServerProcess, probe: Path, sent: bytes
+) -> None:
+    count = min(400, os.sysconf("SC_OPEN_MAX") // 3)
+    for _ in range(TRIES):
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(connect(watched)) for _ in range(count)]
+            requests.get(f"{watched.url}/healthz", timeout=SECONDS)
+            probe.unlink(missing_ok=True)
+            watched.process.send_signal(signal.SIGSTOP)
+            for client in clients:
+                client.sendall(sent)
+                client.close()
+            watched.process.send_signal(signal.SIGCONT)
         assert requests.get(f"{watched.url}/healthz", timeout=SECONDS).status_code == 200
         longest = float(probe.read_text())
         if longest < LONGEST:
