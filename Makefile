@@ -23,7 +23,7 @@ now: .venv/serve ## put it online with Vercel; ARGS=--prod deploys to the public
 image: ## build the image; DOCKER=podman takes another builder, ARGS=--build-arg=BAKE_MODEL=1 puts the checkpoint into it
 	$(DOCKER) build -t fastai-now $(ARGS) .
 
-test: .venv/dev tests/node_modules ## install everything (2.2 GB) and run the tests
+test: .venv/dev tests/node_modules ## install everything (2.6 GB) and run the tests
 	$(PYTEST) -m "not exhaustive" $(COVERAGE)
 
 test-all: .venv/dev tests/node_modules ## the same, with the tests that CI alone runs
@@ -65,6 +65,6 @@ tests/node_modules: tests/package.json
 	$(BIN)/pip install --quiet -r requirements-notebook.txt
 	@touch $@
 
-.venv/dev: .venv/quick requirements.txt requirements-notebook.txt requirements-dev.txt
+.venv/dev: .venv/quick requirements.txt requirements-notebook.txt requirements-cluster.txt requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	@touch $@

@@ -8,6 +8,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from app.catalog import Catalog
 from app.errors import SettingsError, StartupError, plain
@@ -42,6 +43,8 @@ def _run(options: argparse.Namespace) -> int:
     """Import the module of the command, and run it."""
     if options.command == "serve":
         return _serve(options)
+    if options.command == "cluster":
+        return _cluster(options)
     if options.command in ("check", "export", "now", "predict"):  # they print answers, not a log
         logging.getLogger().setLevel(logging.WARNING)
     code: int = importlib.import_module(f"app.commands.{options.command}").run(options)
@@ -97,7 +100,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
     export.add_argument("--to", nargs="+", choices=TARGETS, default=["onnx"], help="default: onnx")
     export.add_argument("--half", action="store_true", help="keep the weights as float16: half the size")
 
-    for command in (serve, now, predict, check, fetch, export):
+    cluster = _add_cluster(commands)
+    for command in (serve, now, predict, check, fetch, export, *cluster):
         command.add_argument(
             "--settings",
             type=Path,
@@ -114,6 +118,44 @@ def _port(text: str) -> int:
     if not (text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{plain(text)!r} is not a port, a number from 0 to 65535")
     return int(text)
+
+
+def _add_cluster(commands: Any) -> list[argparse.ArgumentParser]:
+    """Add the commands for several machines; return those that read the settings."""
+    cluster = commands.add_parser(
+        "cluster", help="serve on several machines (needs requirements-cluster.txt)"
+    )
+    cluster.add_argument("--join", default="", metavar="HOST", help="join the cluster whose head is there")
+    cluster.add_argument(
+        "--node", default="127.0.0.1", metavar="ADDRESS", help="this machine's, by which the others reach it"
+    )
+    cluster.add_argument("--node-port", type=_port, default=6379, help="of the head (default: %(default)s)")
+    cluster.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 for all addresses (default: %(default)s)"
+    )
+    cluster.add_argument("--port", type=_port, default=os.environ.get("PORT", "8080"))
+    cluster.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="the token of the cluster: each machine needs the same",
+    )
+    apply = commands.add_parser("apply", help="bring the cluster to the state of the settings file")
+    status = commands.add_parser("status", help="show the applications and replicas of the cluster")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+    stop = commands.add_parser("stop", help="end the node of this machine after its last request")
+    for command in (cluster, apply, status, stop):
+        command.add_argument("--folder", type=Path, metavar="DIR", help="of the node, for tokens and logs")
+    return [cluster, apply]
+
+
+def _cluster(options: argparse.Namespace) -> int:
+    from app.cluster.member import member
+    from app.web.process import serve
+
+    with member(options, partial(load_catalog, options.settings)) as links:
+        serve(links.table.catalog, links.read, options.host, options.port, links.fleet)
+    return 0
 
 
 def _serve(options: argparse.Namespace) -> int:

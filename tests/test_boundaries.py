@@ -15,6 +15,7 @@ FLOORS = (  # highest first; packages and modules on one floor do not import eac
     ("__main__",),
     ("cli", "server"),
     ("commands", "web"),
+    ("cluster",),
     ("exporting",),
     ("serving",),
     ("settings_file",),
@@ -42,6 +43,7 @@ KEEPERS = {  # foreign packages, each imported by one of our packages; the graph
     "aiohttp": {"fetching"},
     "segno": {"commands"},
     "prometheus_client": {"metrics"},
+    "ray": {"cluster"},
 }
 MAX_IMPORTS = 8  # modules of the project
 

@@ -21,6 +21,7 @@ from app.metrics import Metrics
 from app.serving.admission import Admission
 from app.serving.card import ModelCard
 from app.serving.predictor import Prediction, Score
+from app.settings import Settings
 
 PATIENCE: Final = 30.0  # seconds without an objective: long enough for a replica that has to be started first
 CACHE_BYTES: Final = 64_000_000  # of the kept answers of an application: 3,000 of a thousand classes
@@ -36,12 +37,17 @@ class Endpoint(Protocol):
 
     @property
     def card(self) -> ModelCard: ...
+    @property
+    def settings(self) -> Settings: ...
 
     async def predict(self, data: bytes, seconds: float) -> Prediction:
         """Answer a photo within `seconds`. Raises RequestError."""
 
     async def ask(self, question: Question, data: bytes, seconds: float, *arguments: str) -> Any:
         """Answer another question about a photo within `seconds`. Raises RequestError."""
+
+    async def close(self) -> None:
+        """Finish the photos under way, and close the version."""
 
 
 class DefaultPrediction(Prediction, frozen=True, kw_only=True):

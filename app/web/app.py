@@ -1,7 +1,7 @@
 """The Starlette application: its routes, its middleware and its lifespan."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 
 from app.catalog import Catalog
 from app.metrics import Metrics
+from app.serving.fleet import Fleet, LocalFleet
 from app.settings import Settings
 from app.web.linking import make_pages
 from app.web.middleware import around_requests
@@ -17,10 +18,13 @@ from app.web.routes import routes
 from app.web.state import OnFailure, Service
 
 
-def create_app(served: Settings | Catalog, on_failure: OnFailure) -> Starlette:
+def create_app(
+    served: Settings | Catalog, on_failure: OnFailure, make_fleet: Callable[[Metrics], Fleet] = LocalFleet
+) -> Starlette:
     """Build the application. It answers at once and opens the models in the background.
 
-    `on_failure` is called once, from the event loop, if a model cannot be opened.
+    `on_failure` is called once, from the event loop, if a model cannot be opened. `make_fleet` returns the
+    open versions: by default those of this process.
     """
     catalog = served if isinstance(served, Catalog) else Catalog(served, {}, {})
     settings = catalog.settings
@@ -29,7 +33,7 @@ def create_app(served: Settings | Catalog, on_failure: OnFailure) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        service = app.state.service = Service(catalog, pages, metrics, on_failure)
+        service = app.state.service = Service(catalog, pages, metrics, on_failure, make_fleet(metrics))
         opening = asyncio.create_task(service.open())
         yield {"service": service}
         opening.cancel()

@@ -11,10 +11,9 @@ from msgspec.structs import replace
 from app.catalog import Catalog
 from app.metrics import Metrics
 from app.progress import Report
-from app.serving.application import Application, Single
+from app.serving.application import Application, Endpoint, Single
 from app.serving.feedback import Feedback, open_feedback
 from app.serving.fleet import Fleet
-from app.serving.local import LocalEndpoint
 from app.web.pages import Pages
 
 HOUR: Final = 3600  # seconds
@@ -45,18 +44,16 @@ def make_pages(catalog: Catalog) -> dict[str, Pages]:
 class Sites:
     """The applications by their names; "" is the one model of a server without applications. To be closed."""
 
-    def __init__(self, pages: Mapping[str, Pages], metrics: Metrics) -> None:
+    def __init__(self, pages: Mapping[str, Pages], metrics: Metrics, fleet: Fleet) -> None:
         self.sites = {name: Site(each) for name, each in pages.items()}
         self._metrics = metrics
-        self._fleet = Fleet(metrics)
+        self._fleet = fleet
 
     def find(self, name: str = "") -> Site | None:
         """Return an application by its name, or the first one."""
         return self.sites.get(name) if name else next(iter(self.sites.values()))
 
-    async def apply(
-        self, catalog: Catalog, pages: Mapping[str, Pages], report: Report
-    ) -> list[LocalEndpoint]:
+    async def apply(self, catalog: Catalog, pages: Mapping[str, Pages], report: Report) -> list[Endpoint]:
         """Open the versions of a catalog and link its applications; return the versions that are gone.
 
         The caller closes these. Raises StartupError; then nothing has changed.
@@ -75,7 +72,7 @@ class Sites:
         self.sites = sites
         return gone
 
-    def _linked(self, name: str, catalog: Catalog, versions: Mapping[str, LocalEndpoint]) -> Application:
+    def _linked(self, name: str, catalog: Catalog, versions: Mapping[str, Endpoint]) -> Application:
         """Return an application; a known one is linked again, and keeps its cache."""
         settings, known = catalog.applications[name], self.sites.get(name)
         if known and isinstance(known.answers, Application):
@@ -83,9 +80,7 @@ class Sites:
             return known.answers
         return Application(name, settings, versions, self._metrics)
 
-    def _feedback(
-        self, catalog: Catalog, name: str, versions: Mapping[str, LocalEndpoint]
-    ) -> Feedback | None:
+    def _feedback(self, catalog: Catalog, name: str, versions: Mapping[str, Endpoint]) -> Feedback | None:
         """Return the place for feedback, a folder for each application. Raises SettingsError."""
         settings = catalog.page(name)
         place = settings.feedback

@@ -8,12 +8,20 @@ from collections.abc import Callable
 from app.catalog import Catalog
 from app.errors import StartupError
 from app.logs import start_logging
+from app.metrics import Metrics
 from app.photos.limits import silence_libtiff
+from app.serving.fleet import Fleet, LocalFleet
 from app.web.app import create_app
 from app.web.listening import Server, server_config
 
 
-def serve(catalog: Catalog, read: Callable[[], Catalog], host: str, port: int) -> None:
+def serve(
+    catalog: Catalog,
+    read: Callable[[], Catalog],
+    host: str,
+    port: int,
+    make_fleet: Callable[[Metrics], Fleet] = LocalFleet,
+) -> None:
     """Serve a catalog until a signal stops the server; on SIGHUP serve what `read` returns.
 
     Raises StartupError if a model cannot be opened, or the server cannot listen.
@@ -28,7 +36,7 @@ def serve(catalog: Catalog, read: Callable[[], Catalog], host: str, port: int) -
             failures.append(error)
             server.should_exit = True
 
-        app = create_app(catalog, stop)
+        app = create_app(catalog, stop, make_fleet)
         server = Server(server_config(app, host, port), lambda: app.state.service.reload(read))
         # uvicorn drains on SIGTERM and then raises the signal again; a drained server exits with 0
         signal.signal(signal.SIGTERM, lambda *_: None)

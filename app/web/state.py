@@ -15,6 +15,7 @@ from app.errors import StartupError, Unavailable
 from app.logs import log_progress
 from app.metrics import Metrics
 from app.serving.application import Application, Single
+from app.serving.fleet import Fleet
 from app.web.access import ApiKeys, RateLimiter
 from app.web.linking import Site, Sites, make_pages
 from app.web.pages import Pages
@@ -32,11 +33,16 @@ class Service:
     """The state of one server: its applications, and the progress of opening their versions."""
 
     def __init__(
-        self, catalog: Catalog, pages: Mapping[str, Pages], metrics: Metrics, on_failure: OnFailure
+        self,
+        catalog: Catalog,
+        pages: Mapping[str, Pages],
+        metrics: Metrics,
+        on_failure: OnFailure,
+        fleet: Fleet,
     ) -> None:
         self.settings = catalog.settings
         self.metrics = metrics
-        self.sites = Sites(pages, metrics)
+        self.sites = Sites(pages, metrics, fleet)
         self._catalog = catalog
         self._pages = pages
         self._changing = asyncio.Lock()

@@ -1,0 +1,1 @@
+"""Several machines, with Ray Serve: the only package that knows Ray."""
