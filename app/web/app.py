@@ -1,7 +1,7 @@
 """The Starlette application: its routes, its middleware and its lifespan."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,18 +9,15 @@ from starlette.applications import Starlette
 
 from app.catalog import Catalog
 from app.metrics import Metrics
-from app.serving.fleet import Fleet, LocalFleet
 from app.settings import Settings
-from app.web.linking import make_pages
+from app.web.linking import LOCAL, MakeFleet, Sites, make_pages
 from app.web.middleware import around_requests
 from app.web.problems import HANDLERS
 from app.web.routes import routes
 from app.web.state import OnFailure, Service
 
 
-def create_app(
-    served: Settings | Catalog, on_failure: OnFailure, make_fleet: Callable[[Metrics], Fleet] = LocalFleet
-) -> Starlette:
+def create_app(served: Settings | Catalog, on_failure: OnFailure, make_fleet: MakeFleet = LOCAL) -> Starlette:
     """Build the application. It answers at once and opens the models in the background.
 
     `on_failure` is called once, from the event loop, if a model cannot be opened. `make_fleet` returns the
@@ -33,7 +30,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        service = app.state.service = Service(catalog, pages, metrics, on_failure, make_fleet(metrics))
+        sites = Sites(pages, metrics, make_fleet)
+        service = app.state.service = Service(catalog, sites, metrics, on_failure)
         opening = asyncio.create_task(service.open())
         yield {"service": service}
         opening.cancel()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +13,13 @@ from app.metrics import Metrics
 from app.progress import Report
 from app.serving.application import Application, Endpoint, Single
 from app.serving.feedback import Feedback, open_feedback
-from app.serving.fleet import Fleet
+from app.serving.fleet import Fleet, LocalFleet
 from app.web.pages import Pages
 
 HOUR: Final = 3600  # seconds
+
+MakeFleet = Callable[[Metrics], Fleet]
+LOCAL: Final[MakeFleet] = LocalFleet  # the versions are open in this process
 
 logger = logging.getLogger(__name__)
 
@@ -44,20 +47,25 @@ def make_pages(catalog: Catalog) -> dict[str, Pages]:
 class Sites:
     """The applications by their names; "" is the one model of a server without applications. To be closed."""
 
-    def __init__(self, pages: Mapping[str, Pages], metrics: Metrics, fleet: Fleet) -> None:
+    def __init__(self, pages: Mapping[str, Pages], metrics: Metrics, make_fleet: MakeFleet) -> None:
         self.sites = {name: Site(each) for name, each in pages.items()}
+        self._pages = pages
         self._metrics = metrics
-        self._fleet = fleet
+        self._fleet = make_fleet(metrics)
 
     def find(self, name: str = "") -> Site | None:
         """Return an application by its name, or the first one."""
         return self.sites.get(name) if name else next(iter(self.sites.values()))
 
-    async def apply(self, catalog: Catalog, pages: Mapping[str, Pages], report: Report) -> list[Endpoint]:
+    async def apply(
+        self, catalog: Catalog, report: Report, pages: Mapping[str, Pages] | None = None
+    ) -> list[Endpoint]:
         """Open the versions of a catalog and link its applications; return the versions that are gone.
 
-        The caller closes these. Raises StartupError; then nothing has changed.
+        The caller closes these. `pages` are new ones of the applications. Raises StartupError, and has then
+        changed nothing.
         """
+        pages = pages or self._pages
         versions = await self._fleet.open(catalog, report)
         try:
             feedback = {name: self._feedback(catalog, name, versions) for name in pages}

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from app.catalog import Catalog
 from app.errors import StartupError
 from app.logs import start_logging
-from app.metrics import Metrics
 from app.photos.limits import silence_libtiff
-from app.serving.fleet import Fleet, LocalFleet
 from app.web.app import create_app
+from app.web.linking import LOCAL, MakeFleet
 from app.web.listening import Server, server_config
 
 
@@ -20,7 +19,7 @@ def serve(
     read: Callable[[], Catalog],
     host: str,
     port: int,
-    make_fleet: Callable[[Metrics], Fleet] = LocalFleet,
+    make_fleet: MakeFleet = LOCAL,
 ) -> None:
     """Serve a catalog until a signal stops the server; on SIGHUP serve what `read` returns.
 

@@ -7,7 +7,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from app.catalog import Catalog, changed_in_server
@@ -15,10 +15,8 @@ from app.errors import StartupError, Unavailable
 from app.logs import log_progress
 from app.metrics import Metrics
 from app.serving.application import Application, Single
-from app.serving.fleet import Fleet
 from app.web.access import ApiKeys, RateLimiter
 from app.web.linking import Site, Sites, make_pages
-from app.web.pages import Pages
 
 STARTING_RETRY: Final = 2  # seconds
 MAX_FETCHING: Final = 6  # images fetched at the same time: as much memory as uploads have
@@ -32,19 +30,11 @@ OnFailure = Callable[[StartupError], None]
 class Service:
     """The state of one server: its applications, and the progress of opening their versions."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        pages: Mapping[str, Pages],
-        metrics: Metrics,
-        on_failure: OnFailure,
-        fleet: Fleet,
-    ) -> None:
+    def __init__(self, catalog: Catalog, sites: Sites, metrics: Metrics, on_failure: OnFailure) -> None:
         self.settings = catalog.settings
         self.metrics = metrics
-        self.sites = Sites(pages, metrics, fleet)
+        self.sites = sites
         self._catalog = catalog
-        self._pages = pages
         self._changing = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
         self._on_failure = on_failure
@@ -87,7 +77,7 @@ class Service:
         start = time.monotonic()
         try:
             async with self._changing:
-                await self.sites.apply(self._catalog, self._pages, self.report)
+                await self.sites.apply(self._catalog, self.report)
         except Exception as error:  # an unexpected one must not leave a server that never gets ready
             self.report("failed", None)
             self._on_failure(_startup_error(error))
@@ -106,7 +96,7 @@ class Service:
             try:
                 catalog = await asyncio.to_thread(read)
                 pages = await asyncio.to_thread(make_pages, catalog)
-                gone = await self.sites.apply(catalog, pages, lambda *_: None)
+                gone = await self.sites.apply(catalog, lambda *_: None, pages)
             except Exception as error:
                 logger.error("the settings are not applied: %s", _startup_error(error))
                 return
