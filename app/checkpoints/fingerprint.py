@@ -48,6 +48,8 @@ def strange_layers(found: Layers, expected: Layers) -> list[str]:
     strange = [
         f"{name} in place of {_activations(expected)}" for name in found if name in kinds - expected.keys()
     ]
+    if found.keys() <= kinds:  # of a script, which has the classes of its modules without their attributes
+        return strange
     for name in sorted((found.keys() | expected.keys()) - kinds):
         if found.get(name, 0) != expected.get(name, 0):
             strange.append(f"{found.get(name, 0)} x {name}, expected {expected.get(name, 0)}")
@@ -72,11 +74,11 @@ def _layer(kind: str, attributes: Mapping[str, Any]) -> str:
             return ""  # also the linear layers of some heads
         return f"{kind} {kernel}, stride {stride}, padding {padding}"
     for norm in ("BatchNorm", "LayerNorm", "GroupNorm"):
-        if kind.startswith(norm) and not kind.endswith("1d"):
+        if kind.startswith(norm) and not kind.endswith("1d") and "eps" in attributes:
             return f"{norm}, epsilon {str(attributes.get('eps'))[:10]}"
-    if re.fullmatch(r"(Max|Avg|Blur)Pool2d(Same)?|BlurPool", kind):
-        kernel = _pair(attributes.get("kernel_size", attributes.get("filt_size")))
-        return f"{kind} {kernel}, stride {_pair(attributes.get('stride'))}"
+    kernel = attributes.get("kernel_size", attributes.get("filt_size"))
+    if kernel is not None and re.fullmatch(r"(Max|Avg|Blur)Pool2d(Same)?|BlurPool", kind):
+        return f"{kind} {_pair(kernel)}, stride {_pair(attributes.get('stride'))}"
     return ""
 
 
