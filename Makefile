@@ -52,9 +52,10 @@ bench: .venv/dev ## compare the server with the obvious one and a plain ONNX fil
 	$(BIN)/pip install --quiet -r requirements-serve.txt
 	@touch $@
 
-# axe-core and Lighthouse; without npm, pytest skips the tests that need them
+# of the page and of exports; without npm, pytest skips the tests that need them. ONNX Runtime would fetch CUDA
 tests/node_modules: tests/package.json
 	@cd tests && PUPPETEER_SKIP_DOWNLOAD=1 npm install --no-package-lock --no-audit --no-fund --loglevel=error \
+		--onnxruntime-node-install=skip \
 		&& touch node_modules || echo "npm is missing or failed: the tests that need it are skipped"
 
 .venv/quick: .venv/serve requirements-test.txt

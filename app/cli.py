@@ -16,7 +16,7 @@ from app.logs import open_standard_streams
 from app.settings import DEMO
 from app.settings_file import find_settings, load_catalog
 
-TARGETS = ("onnx",)  # of an export: the model alone
+TARGETS = ("onnx", "cpp", "node")  # of an export; onnx is the model alone
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m app") -> int:
@@ -97,7 +97,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a folder that answers without Python")
     export.add_argument("folder", type=Path, metavar="DIR", help="new, empty, or of an earlier export")
-    export.add_argument("--to", nargs="+", choices=TARGETS, default=["onnx"], help="default: onnx")
+    export.add_argument(
+        "--to", nargs="+", choices=TARGETS, default=TARGETS, help="programs around the model (default: all)"
+    )
     export.add_argument("--half", action="store_true", help="keep the weights as float16: half the size")
 
     cluster = _add_cluster(commands)

@@ -45,6 +45,8 @@ def write_folder(folder: Path, opened: Opened, *, targets: Sequence[str], half: 
             "file as it is, and repeat the preprocessing that `python -m app inspect` prints."
         )
     recipe = opened.recipe
+    if unwritable := [name for name in recipe.classes if not name.isprintable()]:
+        raise ExportError(f"The class {unwritable[0]!r} has a tab or a line break: give it another name.")
     answers = list(answers_of(opened))
     model = onnx_model(
         opened.network,

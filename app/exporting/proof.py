@@ -62,7 +62,7 @@ def check_answers(path: Path, answers: Sequence[Answer], *, half: bool) -> float
 
 def write_proof(folder: Path, classes: Sequence[str], answers: Sequence[Answer]) -> None:
     """Write each photo without compression, as its own file, and a table of their probabilities."""
-    rows = [["photo", *(" ".join(name.split()) for name in classes)]]
+    rows = [["photo", *classes]]
     for index, answer in enumerate(answers, 1):
         width, height = answer.image.size
         files = {".ppm": b"P6\n%d %d\n255\n" % (width, height) + answer.image.tobytes()}
