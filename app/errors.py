@@ -180,6 +180,13 @@ class ChecksumMismatch(DownloadError):
 class CheckpointError(StartupError):
     """A file that is not a checkpoint, or one that cannot be served."""
 
+    @classmethod
+    def cut_short(cls, size: int, expected: str) -> "CheckpointError":
+        """Make the error for a file of `size` bytes whose end is missing."""
+        return cls(
+            f"The file is cut short: it has {size:,} bytes, but {expected}. Download or upload it again."
+        )
+
 
 class UnsafeCheckpoint(CheckpointError):
     """A file that names code which a checkpoint does not need; nothing of it was run."""

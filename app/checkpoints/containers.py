@@ -19,11 +19,11 @@ from msgspec import Struct
 
 from app.checkpoints.budget import Budget
 from app.checkpoints.exported import CONFIG, WEIGHTS, read_config
-from app.checkpoints.foreign import check_start, cut_short, other_zip
+from app.checkpoints.foreign import check_start, other_zip
 from app.checkpoints.onnx_data import data_files
 from app.checkpoints.records import BFLOAT16, Global, Nested, Storage, Tensor
 from app.checkpoints.unpickler import MAX_DIMENSIONS, Unpickler
-from app.errors import CheckpointError
+from app.errors import CheckpointError, plain
 from app.types import Array
 
 Fetch = Callable[[Storage | Nested], Array]  # the (count,) array of a storage
@@ -138,7 +138,9 @@ def _entries(path: Path) -> dict[str, zipfile.ZipInfo]:
             -min(path.stat().st_size, 66_000), io.SEEK_END
         )  # APPNOTE.TXT 4.3.16: 22 bytes and a comment
         if b"PK\x05\x06" not in file.read():
-            raise cut_short(path.stat().st_size, "the list of its entries, which is at the end of a zip file")
+            raise CheckpointError.cut_short(
+                path.stat().st_size, "a zip file ends with the list of its entries"
+            )
     with _Directory(path) as directory, zipfile.ZipFile(directory) as archive:
         found = archive.infolist()
     entries = {info.filename: info for info in found}
@@ -165,7 +167,9 @@ def _read_zip(path: Path, data: mmap.mmap, budget: Budget) -> tuple[Unpickler, A
         name_length, extra_length = struct.unpack_from("<HH", data, info.header_offset + 26)
         start = info.header_offset + 30 + name_length + extra_length  # APPNOTE.TXT 4.3.7, local file header
         if start + info.file_size > len(data):
-            raise cut_short(len(data), f"{start + info.file_size:,} bytes or more")
+            raise CheckpointError.cut_short(
+                len(data), f"{start + info.file_size:,} bytes or more were expected"
+            )
         return memoryview(data)[start : start + info.file_size]
 
     if root + "byteorder" in entries and bytes(content("byteorder")) != b"little":
@@ -204,7 +208,7 @@ def _read_pickles(machine: Unpickler, data: mmap.mmap | memoryview) -> tuple[str
         starts[key] = position + 8
         position += 8 + count * machine.storages[key].dtype.itemsize
         if count < 0 or position > len(data):
-            raise cut_short(len(data), f"{position:,} bytes or more")
+            raise CheckpointError.cut_short(len(data), f"{position:,} bytes or more were expected")
 
     def fetch(storage: Storage | Nested) -> Array:
         return _numbers(data, _outside(storage), starts[_outside(storage).key])
@@ -216,20 +220,25 @@ def _read_safetensors(data: mmap.mmap) -> tuple[dict[str, Tensor], Fetch]:
     """Read safetensors (github.com/huggingface/safetensors): the header's length, the header, the numbers."""
     length = int.from_bytes(data[:8], "little")
     if length > len(data) - 8:
-        raise cut_short(len(data), f"a header of {length:,} bytes")
+        raise CheckpointError.cut_short(len(data), f"its header alone has {length:,}")
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
     tree, starts = {}, {}
     for name, entry in header.items():
         if len(entry["shape"]) > MAX_DIMENSIONS:
             raise ValueError(f"a tensor of {len(entry['shape'])} dimensions")
-        dtype, (begin, end) = SAFETENSORS_TYPES[entry["dtype"]], entry["data_offsets"]
+        if (kind := str(entry["dtype"])) not in SAFETENSORS_TYPES:
+            raise CheckpointError(
+                f"The file holds numbers of the type {plain(kind, 20)}, which are not read: save them in "
+                "float32."
+            )
+        dtype, (begin, end) = SAFETENSORS_TYPES[kind], entry["data_offsets"]
         size = tuple(int(side) for side in entry["shape"])
         stride = tuple(int(np.prod(size[axis + 1 :], dtype=object)) for axis in range(len(size)))
         tree[name] = Tensor(Storage(name, dtype, (end - begin) // dtype.itemsize), 0, size, stride)
         starts[name] = 8 + length + begin
         if begin < 0 or 8 + length + end > len(data):
-            raise cut_short(len(data), f"{8 + length + end:,} bytes or more")
+            raise CheckpointError.cut_short(len(data), f"{8 + length + end:,} bytes or more were expected")
 
     def fetch(storage: Storage | Nested) -> Array:
         return _numbers(data, _outside(storage), starts[_outside(storage).key])

@@ -69,7 +69,7 @@ def _fields(data: memoryview, budget: Budget) -> Iterator[tuple[int, Value]]:
         else:
             raise ValueError(f"a field of the type {kind}")
         if at + size > len(data):
-            raise ValueError("a field reaches beyond its message")
+            raise CheckpointError.cut_short(len(data), f"a part of it ends after {at + size:,} or more")
         yield key >> 3, data[at : at + size]
         at += size
 

@@ -4,22 +4,28 @@ Nothing of torch is needed, and no pickle is run. Does not know architectures or
 """
 
 import mmap
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
+from app.checkpoints.archives import EXPECTED, listed
 from app.checkpoints.containers import open_container
-from app.checkpoints.foreign import EXPECTED, listed
 from app.checkpoints.labels import Labels, find_labels
 from app.checkpoints.learner_export import Export, read_export
 from app.checkpoints.records import Call
 from app.checkpoints.state_dict import read_array, read_state
 from app.errors import CheckpointError, plain
 from app.types import Array
+
+# Errors of pickletools and struct where the bytes end too early.
+ENDED: Final = re.compile(r"but only \d+ remain|exhausted|not enough data|requires a buffer|no newline found")
+SAMPLE: Final = 4_000_000  # bytes
+MANY: Final = 30
 
 
 class Checkpoint(Struct, frozen=True):
@@ -112,7 +118,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OverflowError, MemoryError,
         NotImplementedError, OSError, RecursionError, struct.error, zipfile.BadZipFile,
     ) as error:  # fmt: skip
-        raise CheckpointError(
-            f"The file is damaged or not a checkpoint ({type(error).__name__}: {plain(error)}); "
-            f"{EXPECTED}. Download it again, or save it again."
-        ) from error
+        raise _damaged(error, path) from error
+
+
+def _damaged(error: Exception, path: Path) -> CheckpointError:
+    """Make the error for a file of which nothing else is known: what happened to it on its way."""
+    with path.open("rb") as file:
+        start = file.read(SAMPLE)
+    if isinstance(error, EOFError) or ENDED.search(str(error)):
+        return CheckpointError(
+            "The file is cut short or damaged: it ends in the middle of its list of objects, after "
+            f"{path.stat().st_size:,} bytes. Download or upload it again."
+        )
+    if start.count(b"\r\n") == start.count(b"\n") > MANY or start.count(b"\xef\xbf\xbd") > MANY:
+        return CheckpointError(
+            "The file was changed on its way by a program that took it for text: its line ends or its bytes "
+            "are replaced. Copy it again, in binary mode."
+        )
+    return CheckpointError(
+        f"The file is damaged or not a checkpoint ({type(error).__name__}: {plain(error)}); "
+        f"{EXPECTED}. Download it again, or save it again."
+    )

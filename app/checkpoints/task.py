@@ -16,6 +16,7 @@ from app.errors import CheckpointError, NotAClassifier
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_SHOWN: Final = 2  # names that a sentence quotes
+JOINED: Final = re.compile(r"weight_(orig|mask|g|v|u)$|\.parametrizations\.")
 COLOR: Final = (3, 12, 48)  # input channels of a color photo, also after a space-to-depth stem of 2 or 4
 
 
@@ -27,15 +28,16 @@ class Task(Struct, frozen=True):
     tensors: str
     modules: str = r"(?!)"
     advice: str = ELSEWHERE
+    unbiased: bool = False  # whether a bias beside the tensor makes it something else
 
 
 # The more specific task first: CLIP has the embeddings of a language model too.
 TASKS: Final = (
     Task(
-        "weights of LoRA",
-        "they change the weights of another network",
+        "an adapter of LoRA",
+        "it changes the weights of another network",
         r"(^|[._])lora_([AB]|up|down)(\.|$)",
-        advice="Merge them into that network (merge_and_unload() in peft), and deploy the result",
+        advice="Merge it into that network (merge_and_unload() in peft), and deploy the result",
     ),
     Task(
         "a diffusion model",
@@ -65,6 +67,12 @@ TASKS: Final = (
         "it takes texts",
         r"(^|\.)(word_embeddings?|wte|embed_tokens|token_embedding|tok_embeddings|shared)\.weight$",
         r"^transformers\.models\.(bert|roberta|distilbert|gpt2|t5|electra|albert|xlnet|deberta)",
+    ),
+    Task(
+        "a network with embeddings of words",
+        "it takes texts",
+        r"(^|\.)(embedding|embeddings|embed|emb|word_emb\w*|token_emb\w*)\.weight$",
+        unbiased=True,
     ),
     Task(
         "a recommender (collaborative filtering)",
@@ -118,6 +126,8 @@ def check_task(shapes: Shapes, modules: Iterable[str] = ()) -> None:
     kinds = sorted(set(modules))
     for task in TASKS:
         evidence = [name for name in shapes if re.search(task.tensors, name)]
+        if task.unbiased:
+            evidence = [name for name in evidence if name.replace("weight", "bias") not in shapes]
         evidence = evidence or [kind for kind in kinds if re.search(task.modules, kind)]
         if evidence:
             raise NotAClassifier(
@@ -125,6 +135,7 @@ def check_task(shapes: Shapes, modules: Iterable[str] = ()) -> None:
                 f"{task.does}. {task.advice}."
             )
     _check_libraries(shapes, kinds)
+    _check_joined(shapes)
     _check_inputs(shapes)
 
 
@@ -145,10 +156,25 @@ def _check_libraries(shapes: Shapes, kinds: list[str]) -> None:
         )
 
 
+def _check_joined(shapes: Shapes) -> None:
+    """Raise CheckpointError for weights that torch computes of several tensors on each call."""
+    if parts := [name for name in shapes if JOINED.search(name)]:
+        raise CheckpointError(
+            f"The file keeps weights in parts that torch joins on each call ({quoted(parts)}), as for "
+            "pruning or weight norms. Join them before you save: torch.nn.utils.prune.remove, or "
+            "torch.nn.utils.parametrize.remove_parametrizations."
+        )
+
+
 def network_of_transformers(names: list[str]) -> CheckpointError | None:
     """Make the error for a network of Hugging Face's transformers that is not shipped; None for any other."""
     if not any(map(OF_TRANSFORMERS.match, names)):
         return None
+    if not any("classifier" in name for name in names):
+        return CheckpointError(
+            f"The file is a network of {TRANSFORMERS} without a classifier (it has {quoted(names)}), as for "
+            "embeddings: deploy the file of the whole classifier."
+        )
     return CheckpointError(
         f"The file is a network of {TRANSFORMERS} (it has {quoted(names)}), of a kind or size that is not "
         "shipped: run `optimum-cli export onnx --model FOLDER --task image-classification onnx`, and deploy "
@@ -158,6 +184,11 @@ def network_of_transformers(names: list[str]) -> CheckpointError | None:
 
 def _check_inputs(shapes: Shapes) -> None:
     """The same by the kind of the convolutions: a photo has two dimensions and three channels."""
+    if shapes and all(len(shape) < 2 for shape in shapes.values()):
+        raise NotAClassifier(
+            f"The file holds rows of numbers ({_shaped(list(shapes), shapes)}), not the weights of a "
+            "network. Deploy the file of learn.save('stage-2')."
+        )
     by_dimensions: dict[int, list[str]] = {}
     for name, shape in shapes.items():
         by_dimensions.setdefault(len(shape), []).append(name)
@@ -179,10 +210,13 @@ def _check_inputs(shapes: Shapes) -> None:
         )
     matrices = by_dimensions.get(2, [])
     drawn = [name for name in flat if re.search(r"(^|\.)classifier\.", name) and shapes[name][2] > 1]
+    last = shapes[flat[-1]] if flat else ()
+    drawn += flat[-1:] if last and last[0] in (1, 3) and last[1] > last[0] and last[2] > 1 else []
     if flat and not matrices and (drawn or [n for n in flat if shapes[n][1] in COLOR] == flat[-1:] != flat):
         raise NotAClassifier(
-            "The file is a network that answers with a picture (a generator or a segmentation network), not "
-            f"a classifier of photos: it ends with {_shaped(flat[-1:], shapes)}. {ELSEWHERE}."
+            "The file is a network that answers with a picture (a generator or a segmentation network), or "
+            f"for parts of one, not a classifier of photos: it ends with {_shaped(flat[-1:], shapes)}. "
+            f"{ELSEWHERE}."
         )
     if not flat and matrices and not _has_patches(shapes):
         if not any(name.endswith("weight") for name in matrices):

@@ -16,7 +16,7 @@ from app.checkpoints.allowlist import is_expected, is_expected_call, is_trusted
 from app.checkpoints.budget import Budget
 from app.checkpoints.foreign import unsafe
 from app.checkpoints.records import DTYPES, Call, Global, Nested, Storage, Tensor
-from app.errors import CheckpointError
+from app.errors import CheckpointError, plain
 
 T = TypeVar("T")
 MAX_DIMENSIONS: Final = 64  # numpy's own
@@ -152,9 +152,10 @@ class Unpickler:
         if kind != "storage" or any(view) or _as(int, count) < 0:
             raise ValueError("a persistent id is not a whole storage")
         if (kind := _as(Global, thing).name) not in DTYPES:
-            raise CheckpointError(
-                f"The file holds a {kind}, which is not read; save the weights in float32 (model.float())."
-            )
+            remedy = "save the weights in float32 (model.float())"
+            if kind.startswith("Q"):  # of torch's quantization, which float() does not undo
+                remedy = "save the weights of the network before you quantize it"
+            raise CheckpointError(f"The file holds a {plain(kind, 40)}, which is not read; {remedy}.")
         self.budget.charge(ENTRY)
         self.storages[_as(str, key)] = Storage(key, DTYPES[kind], count)
         self.stack.append(self.storages[key])

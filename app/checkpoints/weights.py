@@ -28,7 +28,7 @@ MAX_NAME: Final = 1000  # characters
 # Names of tensors beside the network: of losses and metrics, which nothing needs after the training.
 BESIDE: Final = re.compile(
     r"(?i)(\w*criterion|loss|\w*_loss|loss_?(fn|func|function)|\w*metrics?|(train|val|valid|test)_?(acc|f1|auroc|"
-    r"accuracy|confmat|cm)\w*|acc|accuracy|f1|auroc|confmat|confusion_matrix|class_weights?|pos_weight)(\.|$)"
+    r"accuracy|confmat|cm)\w*|n_averaged|acc|accuracy|f1|auroc|confmat|confusion_matrix|class_weights?|pos_weight)(\.|$)"
 )
 # Attributes in which people keep a network; its head may stand beside it.
 WRAPPER: Final = re.compile(
@@ -74,8 +74,16 @@ def _below(value: Any, depth: int, budget: Budget) -> Tensors:
         return {}
     named = {n: v for n, v in entries.items() if isinstance(n, str) and not OPTIMIZERS.fullmatch(n)}
     inner = {name: _most(each, depth - 1, budget) for name, each in named.items()}
-    known = next((inner[name] for name in ENTRIES if inner.get(name)), None)
-    return known or max(inner.values(), key=len, default={})
+    if known := next((inner[name] for name in ENTRIES if inner.get(name)), None):
+        return known
+    parts = {name: tensors for name, tensors in inner.items() if tensors}
+    names = {frozenset(tensors) for tensors in parts.values()}
+    if len(parts) != len(names):  # copies of one network
+        return next(iter(parts.values()), {})
+    if len(parts) < 2:
+        return next(iter(parts.values()), {})
+    # parts of a network, such as {"backbone": ..., "head": ...}, or a generator beside a discriminator
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:

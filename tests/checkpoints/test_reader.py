@@ -258,7 +258,7 @@ EXHAUSTING = {  # pickle -> what is said of it
     ),
     "many opcodes": (b"\x80\x02" + b"}" * 2_000_000 + b".", "far more memory or work"),
     "ordered": (b"\x80\x02ccollections\nOrderedDict\n(]Q.", "a tuple was expected"),
-    "marks": (b"\x80\x02(((((", "exhausted"),
+    "marks": (b"\x80\x02(((((", "cut short or damaged"),
     "nothing": (b"\x80\x02.", "pop from empty list"),
 }
 
