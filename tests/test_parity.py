@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from app.checkpoints.reader import read_checkpoint
 from app.engines.contract import fitted
@@ -14,9 +15,10 @@ from app.engines.learner import LearnerEngine
 from app.engines.onnx_runtime import GraphEngine
 from app.graphs.graph import find_graph
 from app.photos.decode import decode
+from app.photos.notebook import read_fastai
 from app.photos.transforms import Preprocess
 from app.serving.recognize import recognize
-from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT, named
+from tests.conftest import BEARS, DATA, IMAGES, NEWEST_PILLOW, V1_CHECKPOINT, named
 
 # one picture of each kind; the rest goes through every architecture and pipeline in `make test-all`
 TELLING = [
@@ -174,3 +176,32 @@ def test_a_batch_answers_as_its_photos_alone(make_learner: Callable[..., Any], v
         (alone,) = engine.run([one])
         np.testing.assert_allclose(together.probabilities, alone.probabilities, atol=1e-5)
         np.testing.assert_allclose(together.features, alone.features, atol=1e-4)
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_the_fastai_engine_rounds_as_the_pillow_of_the_notebook(
+    newest: bool, make_learner: Callable[..., Any], vision: Any
+) -> None:
+    learn = learner_of("squish", "squeezenet1_1", make_learner, vision)
+    network = recognize(read_checkpoint(learn.save("stage-2", with_opt=False)))
+    preprocess = replace(named(method="squish"), newest_pillow=newest)
+    tall = decode((DATA / "images" / "c01_tall_200x1600.jpg").read_bytes(), "ignore")
+    prepare, run = LearnerEngine(network, BEARS).bind(preprocess)
+    _, compute = GraphEngine(network).bind(preprocess)
+    (found,), (expected,) = run([prepare(tall)]), compute([preprocess(tall)])
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    other = replace(preprocess, newest_pillow=not newest)
+    assert np.abs(compute([other(tall)])[0].probabilities - found.probabilities).max() > 1e-4
+
+
+def test_the_fastai_engine_keeps_two_transforms_of_one_class(
+    make_learner: Callable[..., Any], vision: Any
+) -> None:
+    learn = learner_of("crop", "squeezenet1_1", make_learner, vision)
+    network = recognize(read_checkpoint(learn.save("stage-2", with_opt=False)))
+    steps = read_fastai("Resize(230)", "[Rotate(10, size=160), Zoom(size=128)]")[0]
+    preprocess = Preprocess(steps, newest_pillow=NEWEST_PILLOW)
+    photo = decode(TELLING[1].read_bytes(), "ignore")
+    prepare, run = LearnerEngine(network, BEARS).bind(preprocess)
+    (found,), (expected,) = run([prepare(photo)]), GraphEngine(network).run([preprocess(photo)])
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)

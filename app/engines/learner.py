@@ -102,9 +102,7 @@ class BoundLearner:
         self._torch = importlib.import_module("torch")
         self._head = head
         self._preprocess = preprocess
-        # a gray network is rebuilt for color, with weights of zero
-        gray = preprocess.mode == "L" and len(preprocess.mean) == 1
-        self._native = not gray and all(hasattr(vision, step.call[0]) for step in preprocess.steps)
+        self._native = _has_transforms(vision, preprocess)
         dls = _dataloaders(vision, classes, preprocess if self._native else Preprocess())
         loss = vision.BCEWithLogitsLossFlat() if multi_label else vision.CrossEntropyLossFlat()
         self._activation = sigmoid if multi_label else softmax
@@ -137,6 +135,18 @@ class BoundLearner:
         with self._learn.no_bar(), self._learn.no_logging():
             batches = self._learn.dls.test_dl([np.asarray(image) for image in items], num_workers=0)
             return self._learn.get_preds(dl=batches)[0].numpy()  # type: ignore[no-any-return]
+
+
+def _has_transforms(vision: Any, preprocess: Preprocess) -> bool:
+    """Whether fastai's own transforms make the pixels of a pipeline here and now.
+
+    They do not where a gray network is rebuilt for color, with weights of zero; where a DataBlock would keep
+    only one of two steps of a class; and where the installed Pillow rounds otherwise than the notebook's.
+    """
+    steps = preprocess.steps
+    gray = preprocess.mode == "L" and len(preprocess.mean) == 1
+    known = all(hasattr(vision, step.call[0]) for step in steps) and len({*map(type, steps)}) == len(steps)
+    return known and not gray and preprocess.as_installed
 
 
 def _dataloaders(vision: Any, classes: Sequence[str], preprocess: Preprocess) -> Any:

@@ -36,6 +36,11 @@ class Resize(PictureStep, frozen=True, tag=True):
             image = crop_or_pad(image, cut, left, top, self.pad_mode)
         return resized(image, self.size, self.resample)
 
+    @property
+    def ordered(self) -> bool:
+        """See PictureStep: both sides shrink alike, unless it squishes."""
+        return self.method == "squish" or self.size[0] > 2 * self.size[1]
+
     def _cut(self, height: int, width: int) -> Size:
         longer = max if self.method == "pad" else min
         scale = longer(width / self.size[1], height / self.size[0])
@@ -93,6 +98,11 @@ class CropPad(PictureStep, frozen=True, tag=True):
     size: Size
     pad_mode: PadMode = "zeros"
 
+    @property
+    def ordered(self) -> bool:
+        """See PictureStep."""
+        return False
+
     def __call__(self, image: Image.Image, resized: Resized) -> Image.Image:
         """See PictureStep."""
         left, top = (image.width - self.size[1]) // 2, (image.height - self.size[0]) // 2
@@ -107,6 +117,11 @@ class RandomCrop(PictureStep, frozen=True, tag=True):
     """`RandomCrop` (175-200), which at validation is a `CropPad` with black, but in another order."""
 
     size: Size
+
+    @property
+    def ordered(self) -> bool:
+        """See PictureStep."""
+        return False
 
     def __call__(self, image: Image.Image, resized: Resized) -> Image.Image:
         """See PictureStep."""

@@ -26,6 +26,7 @@ PAD_MODES: Final[dict[PadMode, Literal["reflect", "edge", "constant"]]] = {
     "border": "edge",
     "zeros": "constant",
 }
+NEW_ORDER: Final = 13  # the first version of Pillow that may begin with the columns
 CUBIC: Final = -0.75  # torch 2.13, aten/native/GridSampler.h: the A of its bicubic weights
 GROUP: Final = 64  # source rows that a block of output rows reads together: their floats stay in the cache
 

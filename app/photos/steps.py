@@ -66,6 +66,11 @@ def as_text(value: Any) -> str:
 class PictureStep(Step, frozen=True):
     """A step on the picture."""
 
+    @property
+    def ordered(self) -> bool:
+        """Whether the order of Pillow's two passes may change the result; see `resample.resize`."""
+        return True
+
     def __call__(self, image: Image.Image, resized: Resized) -> Image.Image:
         """The step done; `resized` is Pillow's resize. Raises BadImage."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
+import PIL
 from msgspec import Struct
 from PIL import Image
 
@@ -16,7 +17,7 @@ from app.errors import BadImage, SettingsError
 from app.photos.decode import MAX_PIXELS, too_large
 from app.photos.fastai1_steps import FastaiV1
 from app.photos.fastai_steps import AffineCoordTfm, RandomResizedCrop, Resize
-from app.photos.resample import PadMode
+from app.photos.resample import NEW_ORDER, PadMode
 from app.photos.resample import resize as resize_picture
 from app.photos.steps import WHOLE, PictureStep, PixelStep, Region, ResizeMethod
 from app.photos.torchvision_steps import CenterCrop, TorchvisionResize
@@ -62,6 +63,13 @@ class Preprocess(Struct, frozen=True):
         """
         found = self.steps[0].least if self.steps else None
         return (4 * found[0], 4 * found[1]) if found else None
+
+    @property
+    def as_installed(self) -> bool:
+        """Whether the installed Pillow itself rounds as these steps are to be rounded."""
+        newest = int(PIL.__version__.partition(".")[0]) >= NEW_ORDER
+        pictures = [step for step in self.steps if isinstance(step, PictureStep)]
+        return newest == self.newest_pillow or not any(step.ordered for step in pictures)
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from app.engines.contract import Recognized
 from app.errors import CheckpointError, SettingsError
 from app.graphs.evaluations import Evaluation, evaluation_of
 from app.photos.notebook import NONE, read_texts
+from app.photos.resample import NEW_ORDER
 from app.photos.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -73,7 +74,7 @@ def choose_pixels(settings: Settings, known: Mapping[str, Any], network: Recogni
 
 
 def _newest(pillow: str) -> bool:
-    return bool(pillow) and int(pillow.partition(".")[0]) >= 13
+    return bool(pillow) and int(pillow.partition(".")[0]) >= NEW_ORDER
 
 
 # --- the steps ---------------------------------------------------------------------------------------------
