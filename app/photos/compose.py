@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from app.photos.resample import FILTERS
 from app.photos.torchvision_steps import CenterCrop, TorchvisionResize
 from app.photos.transforms import Statistics, Step
-from app.photos.validation import Transform, read_size, read_statistics
+from app.photos.validation import Transform, placed, read_size, read_statistics
 
 
 def read_compose(transforms: Iterable[Transform]) -> tuple[tuple[Step, ...], Statistics | None]:
@@ -13,15 +13,15 @@ def read_compose(transforms: Iterable[Transform]) -> tuple[tuple[Step, ...], Sta
     steps: list[Step] = []
     statistics, tensor = None, False
     for transform in transforms:
-        if transform.name == "Normalize" and statistics is None and tensor:
-            statistics = read_statistics(transform)
-        elif transform.name in ("Resize", "CenterCrop") and not tensor:
-            steps.append(_torchvision_step(transform))
-        elif transform.name in ("ToTensor", "PILToTensor", "ToImage"):
-            tensor = True
-        elif transform.name not in ("ConvertImageDtype", "ToDtype"):
-            where = "behind ToTensor" if tensor else "before ToTensor"
-            raise ValueError(f"{transform.name} stands {where}, where it is not reproduced")
+        with placed(transform):
+            if transform.name == "Normalize" and statistics is None and tensor:
+                statistics = read_statistics(transform)
+            elif transform.name in ("Resize", "CenterCrop") and not tensor:
+                steps.append(_torchvision_step(transform))
+            elif transform.name in ("ToTensor", "PILToTensor", "ToImage"):
+                tensor = True
+            elif transform.name not in ("ConvertImageDtype", "ToDtype"):
+                raise ValueError(f"it stands {'behind' if tensor else 'before'} ToTensor")
     return tuple(steps), statistics
 
 

@@ -44,7 +44,8 @@ def _check_transforms(transforms: Any) -> None:
         return
     if not isinstance(transforms, list | tuple) or (transforms and len(transforms) != 2):
         raise ValueError("its ds_tfms are not get_transforms() or two lists")
-    for transform in (transforms[1] or ()) if transforms else ():
+    after = (transforms[1] or ()) if transforms else ()
+    for transform in after if isinstance(after, list | tuple) else [after]:
         name = transform.name if isinstance(transform, Transform) else repr(transform)
         elsewhere = isinstance(transform, Transform) and any(
             transform.arguments.get(place, 0.5) != 0.5 for place in ("row_pct", "col_pct")

@@ -4,10 +4,12 @@ import ast
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
+from msgspec.structs import replace
+
 from app.errors import SettingsError
 from app.photos.resample import FILTERS
 from app.photos.transforms import IMAGENET_MEAN, IMAGENET_STD
-from app.photos.validation import COMMON, Transform
+from app.photos.validation import COMMON, Transform, placed
 
 Expand = Callable[[Mapping[str, Any]], list[Transform]]  # a call that makes several transforms
 
@@ -45,34 +47,52 @@ class Text:
         self._expanded = expanded or {}
         self._shift = shift
         try:
-            tree = ast.parse(text.strip() or "[]", mode="eval")
+            self._tree = ast.parse(text.strip() or "[]", mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            place = f"line {error.lineno}, " if isinstance(error, SyntaxError) and error.lineno else ""
+            line = getattr(error, "lineno", None) or text[: text.find("\0")].count("\n") + 1
             raise SettingsError(
-                f"{setting}: {place}this is not Python ({error.args[0]}). Copy the text from your notebook."
+                f"{setting}: line {line}: this is not Python ({error.args[0]}). Copy the text from your "
+                "notebook."
             ) from error
-        self.value = self._value(tree.body)
+
+    def value(self) -> Any:
+        """Return the value of the whole text. Raises SettingsError."""
+        return self._value(self._tree)
 
     def transforms(self) -> list[Transform]:
-        """All transforms in it, in order."""
-        return self._flat(self.value)
+        """Return all transforms in it, in order. Raises SettingsError."""
+        return self._transforms(self._tree)
 
-    def _flat(self, value: Any) -> list[Transform]:
+    def _transforms(self, node: ast.expr) -> list[Transform]:
+        """Return the transforms in an expression. Raises SettingsError."""
+        match node:
+            case ast.List(elts=elements) | ast.Tuple(elts=elements):
+                return [transform for element in elements for transform in self._transforms(element)]
+            case ast.Starred(value=inner):
+                return self._transforms(inner)
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return self._transforms(left) + self._transforms(right)
+        return self._flat(self._value(node), node)
+
+    def _flat(self, value: Any, node: ast.expr) -> list[Transform]:
         match value:
             case None:
                 return []
             case Transform(name="Compose", arguments=arguments):
-                return self._flat(arguments.get("transforms"))
+                return self._flat(arguments.get("transforms"), node)
             case Transform():
                 return [value]
             case list() | tuple():
-                return [transform for each in value for transform in self._flat(each)]
-        raise SettingsError(f"{self.setting}: {value!r} is not a transform.")
+                return [transform for each in value for transform in self._flat(each, node)]
+        self._refuse(node, f"{value!r} is not a transform.")
 
-    def _refuse(self, node: ast.AST, problem: str) -> NoReturn:
+    def _place(self, node: ast.AST) -> str:
         line = getattr(node, "lineno", 1)
         column = getattr(node, "col_offset", 0) + 1 - (self._shift if line == 1 else 0)
-        raise SettingsError(f"{self.setting}: line {line}, column {column}: {problem}")
+        return f"{self.setting}: line {line}, column {max(column, 1)}: "
+
+    def _refuse(self, node: ast.AST, problem: str) -> NoReturn:
+        raise SettingsError(f"{self._place(node)}{problem}")
 
     def _value(self, node: ast.expr) -> Any:
         """Return the value of an expression. Raises SettingsError."""
@@ -86,8 +106,8 @@ class Text:
                 value := self._value(operand), int | float
             ):
                 return -value
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return self._flat(self._value(left)) + self._flat(self._value(right))
+            case ast.BinOp(op=ast.Add()):
+                return self._transforms(node)
             case ast.Name() | ast.Attribute():
                 return self._named(node)
             case ast.Call():
@@ -111,8 +131,10 @@ class Text:
             return ENUMERATIONS[owners[-1]][name]
         if name in CONSTANTS:
             return CONSTANTS[name]
+        if name in self._expanded:
+            self._refuse(node, f"{name} stands without parentheses: write {name}().")
         if name in self._signatures:
-            return Transform(name, {})
+            return Transform(name, {}, self._place(node))
         self._unknown(node)
 
     def _call(self, node: ast.Call) -> Any:
@@ -121,9 +143,14 @@ class Text:
         if name is None:
             self._unknown(node.func)
         arguments = self._arguments(node, name)
-        if name in self._expanded:
-            return self._expanded[name](arguments)
-        return Transform(name.partition(".")[0], arguments)
+        made = Transform(name.partition(".")[0], arguments, self._place(node))
+        if name not in self._expanded:
+            return made
+        try:
+            with placed(made):
+                return [replace(each, place=made.place) for each in self._expanded[name](arguments)]
+        except ValueError as error:
+            raise SettingsError(f"{error}.") from error
 
     def _arguments(self, node: ast.Call, name: str) -> dict[str, Any]:
         parameters = self._signatures[name].split()
@@ -135,6 +162,8 @@ class Text:
             if keyword.arg not in (*parameters, *COMMON) or keyword.arg in arguments:
                 self._refuse(keyword, f"{name} has no argument `{keyword.arg}`, or has it twice.")
             arguments[str(keyword.arg)] = self._value(keyword.value)
+        if not isinstance(arguments.get("order", 0), int):
+            self._refuse(node, f"the order of {name} is {arguments['order']!r}; a whole number was expected.")
         return arguments
 
     def _unknown(self, node: ast.expr) -> NoReturn:

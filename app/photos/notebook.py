@@ -8,7 +8,7 @@ from app.photos.compose import read_compose
 from app.photos.databunch import read_databunch
 from app.photos.expressions import Text
 from app.photos.transforms import Statistics, Step
-from app.photos.validation import PICTURE, PIXELS, Transform, augmented, merge, read_transforms
+from app.photos.validation import PICTURE, PIXELS, Transform, augmented, merge, placed, read_transforms
 
 AUGMENTATIONS: Final = (
     "mult do_flip flip_vert max_rotate min_zoom max_zoom max_lighting max_warp p_affine p_lighting xtra_tfms "
@@ -52,7 +52,7 @@ def read_fastai(item_tfms: str, batch_tfms: str) -> tuple[tuple[Step, ...], Stat
             merge([Transform("ToTensor", {}), *items]), merge([Transform("IntToFloatTensor", {}), *batches])
         )
     except ValueError as error:
-        raise SettingsError(f"item_tfms and batch_tfms cannot be repeated: {error}.") from error
+        raise SettingsError(f"{error}.") from error
 
 
 def read_fastai1(ds_tfms: str, usual: Mapping[str, Any]) -> tuple[Step, ...]:
@@ -62,11 +62,13 @@ def read_fastai1(ds_tfms: str, usual: Mapping[str, Any]) -> tuple[Step, ...]:
     Raises SettingsError.
     """
     text = Text("ds_tfms", f"databunch({ds_tfms})", FASTAI1, shift=len("databunch("))
-    given = dict(text.value.arguments)
+    databunch = text.value()
+    given = dict(databunch.arguments)
     try:
-        return read_databunch(given if "size" in given else {**usual, **given})
+        with placed(databunch):
+            return read_databunch(given if "size" in given else {**usual, **given})
     except ValueError as error:
-        raise SettingsError(f"ds_tfms cannot be repeated: {error}.") from error
+        raise SettingsError(f"{error}.") from error
 
 
 def read_torchvision(transforms: str) -> tuple[tuple[Step, ...], Statistics | None]:
@@ -78,7 +80,7 @@ def read_torchvision(transforms: str) -> tuple[tuple[Step, ...], Statistics | No
     try:
         return read_compose(text.transforms())
     except ValueError as error:
-        raise SettingsError(f"transforms cannot be repeated: {error}.") from error
+        raise SettingsError(f"{error}.") from error
 
 
 def read_texts(

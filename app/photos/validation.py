@@ -4,7 +4,9 @@ A transform is a name with arguments, as a notebook has it. Orders and lines are
 vision/augment.py, data/transforms.py, data/block.py:69 (merging) and fasttransform (sorting).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, cast, get_args
 
 from msgspec import Struct
@@ -24,6 +26,7 @@ from app.photos.transforms import TRIED, Preprocess, Statistics, Step
 from app.types import Size
 
 MAX_SIDE: Final = 4096
+MOST: Final = 1e6  # of the arguments of augmentations
 
 # Of each transform: its order in a pipeline, and its parameters.
 PICTURE: Final = {
@@ -65,15 +68,25 @@ COMMON: Final = ("p", "nm", "before_call", "split_idx", "order")  # of every tra
 
 
 class Transform(Struct, frozen=True):
-    """A transform with the arguments that it was made with."""
+    """A transform with the arguments that it was made with, and its place in a text, such as "line 1"."""
 
     name: str
     arguments: Mapping[str, Any]
+    place: str = ""
 
     @property
     def order(self) -> int:
         """Its place in a pipeline: the smaller comes first."""
         return int(self.arguments.get("order", (PICTURE | PIXELS)[self.name][0]))
+
+
+@contextmanager
+def placed(transform: Transform) -> Iterator[None]:
+    """Say the transform and its place before the phrase of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{transform.place}{transform.name} cannot be repeated: {error}") from error
 
 
 def merge(transforms: Iterable[Transform]) -> list[Transform]:
@@ -91,22 +104,22 @@ def read_transforms(
     """
     steps: list[Step] = []
     for transform in items:
-        if transform.name not in PICTURE:
-            raise ValueError(f"it uses {transform.name} in item_tfms, where fastai itself cannot use it")
-        if transform.order < PICTURE["ToTensor"][0] and (step := read_transform(transform)):
-            steps.append(step)
+        with placed(transform):
+            if transform.name not in PICTURE:
+                raise ValueError("fastai itself cannot use it in item_tfms")
+            if transform.order < PICTURE["ToTensor"][0] and (step := read_transform(transform)):
+                steps.append(step)
     statistics, scale = None, 1.0
     for transform in batches:
-        if transform.name in PICTURE:
-            continue  # fastai calls it for pictures alone, and these are pixels
-        if transform.name == "Normalize":
-            if statistics:
-                raise ValueError("it uses Normalize twice")
-            statistics = read_statistics(transform)
-        elif transform.name == "IntToFloatTensor":
-            scale = _number(transform.arguments, "div", 255, 1e-3, 1e6) / 255
-        elif (step := read_transform(transform)) and not _idle(step, steps):
-            steps.append(step)
+        with placed(transform):
+            if transform.name == "Normalize":
+                statistics = read_statistics(transform)
+            elif transform.name == "IntToFloatTensor":
+                scale = _number(transform.arguments, "div", 255, 1e-3, 1e6) / 255
+            elif transform.name in PICTURE:
+                pass  # fastai calls it for pictures alone, and these are pixels
+            elif (step := read_transform(transform)) and not _idle(step, steps):
+                steps.append(step)
     return tuple(steps), _scaled(statistics, scale)
 
 
@@ -148,7 +161,9 @@ def read_transform(transform: Transform) -> Step | None:  # noqa: C901  a table 
         case "RandomResizedCropGPU":
             ratio = given.get("ratio", (3 / 4, 4 / 3))
             if not (_numbers(ratio, 2) and 0 < ratio[0] <= ratio[1]):
-                raise ValueError(f"its RandomResizedCropGPU has the ratio {ratio!r}")
+                raise ValueError(
+                    f"its ratio is {ratio!r}; two numbers over 0 were expected, the smaller first"
+                )
             return RandomResizedCropGPU(
                 _size(given) if given.get("size") is not None else None,
                 (float(ratio[0]), float(ratio[1])),
@@ -159,7 +174,7 @@ def read_transform(transform: Transform) -> Step | None:  # noqa: C901  a table 
             return _affine(transform)
         case _ if name in PICTURE or name in PIXELS:
             return None
-    raise ValueError(f"it uses {name}, which is not reproduced")
+    raise ValueError("its effect is not known")
 
 
 def read_statistics(transform: Transform) -> Statistics:
@@ -167,12 +182,15 @@ def read_statistics(transform: Transform) -> Statistics:
     mean, std = (transform.arguments.get(name) for name in ("mean", "std"))
     if mean is None or std is None:
         raise ValueError(
-            "its Normalize takes its statistics from the training photos; write Normalize.from_stats(mean, "
+            "it takes its statistics from the training photos; write Normalize.from_stats(mean, "
             "std) with those of learn.dls.valid.after_batch.normalize"
         )
     mean, std = ([numbers] if isinstance(numbers, int | float) else numbers for numbers in (mean, std))
     if not any(_numbers(mean, count) and _numbers(std, count) for count in (1, 3)) or min(std) <= 0:
-        raise ValueError("its Normalize is not one of three channels, or of one")
+        raise ValueError(
+            f"its mean is {mean!r} and its std {std!r}; numbers for three channels or one were expected, and "
+            "a std over 0"
+        )
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
@@ -192,8 +210,21 @@ def augmented(arguments: Mapping[str, Any]) -> list[Transform]:
 
     Raises ValueError.
     """
-    extra = [t for t in arguments.get("xtra_tfms") or () if isinstance(t, Transform)]
-    min_scale, mult = arguments.get("min_scale", 1.0), arguments.get("mult", 1.0)
+    extra = arguments.get("xtra_tfms") or ()
+    extra = list(extra) if isinstance(extra, list | tuple) else [extra]
+    if not all(isinstance(transform, Transform) for transform in extra):
+        raise ValueError(f"its xtra_tfms are {arguments['xtra_tfms']!r}; transforms were expected")
+    mult, warp, rotate, min_zoom, max_zoom, min_scale = (
+        _number(arguments, name, default, -MOST, MOST)
+        for name, default in (
+            ("mult", 1),
+            ("max_warp", 0.2),
+            ("max_rotate", 10),
+            ("min_zoom", 1),
+            ("max_zoom", 1.1),
+            ("min_scale", 1),
+        )
+    )
     shared = {key: arguments[key] for key in ("mode", "pad_mode", "align_corners") if key in arguments}
     if min_scale == 1 and arguments.get("size") is not None:
         shared["size"] = arguments["size"]
@@ -203,9 +234,9 @@ def augmented(arguments: Mapping[str, Any]) -> list[Transform]:
     flip = "Dihedral" if arguments.get("flip_vert", False) else "Flip"
     made = {
         flip: arguments.get("do_flip", True),
-        "Warp": arguments.get("max_warp", 0.2) * mult,
-        "Rotate": arguments.get("max_rotate", 10.0) * mult,
-        "Zoom": arguments.get("min_zoom", 1.0) < 1 or arguments.get("max_zoom", 1.1) > 1,
+        "Warp": warp * mult,
+        "Rotate": rotate * mult,
+        "Zoom": min_zoom < 1 or max_zoom > 1,
     }
     affine = [Transform(name, shared) for name, wanted in made.items() if wanted]
     affine += [t for t in extra if t.name in AFFINE]
@@ -270,5 +301,5 @@ def _numbers(value: Any, count: int) -> bool:
     return (
         isinstance(value, list | tuple)
         and len(value) == count
-        and all(isinstance(number, int | float) for number in value)
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in value)
     )

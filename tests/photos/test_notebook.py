@@ -1,9 +1,12 @@
 """Transforms in a notebook's words: what they do to pixels is compared with the library that they are of."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from PIL import Image
@@ -135,17 +138,68 @@ def test_the_words_of_steps_are_read_as_the_same_steps() -> None:
         ("Resize(0)", "", "its size is 0"),
         ("Resize(64, method='stretch')", "", "its method is 'stretch'"),
         ("Resize(64, resamples=9)", "", "its resamples are 9"),
-        ("Normalize.from_stats(*imagenet_stats)", "", "Normalize in item_tfms"),
+        (
+            "Normalize.from_stats(*imagenet_stats)",
+            "",
+            "Normalize cannot be repeated: fastai itself cannot use",
+        ),
         ("", "Normalize()", "takes its statistics from the training photos"),
-        ("", "Normalize.from_stats([1, 2], [1, 2])", "not one of three channels"),
+        ("", "Normalize.from_stats([1, 2], [1, 2])", "numbers for three channels or one were expected"),
         ("", "RandomResizedCropGPU(64, valid_scale=2.)", "its valid_scale is 2.0"),
         ("3", "", "3 is not a transform"),
+        ("[Resize(64), *[3]]", "", "line 1, column 16: 3 is not a transform"),
+        ("\0", "", "this is not Python"),
+        ("(" * 3000, "", "this is not Python"),
+        ("Resize(64, order='a')", "", "the order of Resize is 'a'"),
+        ("RandomResizedCrop(64, val_xtra=1e999)", "", "its val_xtra is inf"),
+        (
+            "[Resize(64),\n RandomCrop('a')]",
+            "",
+            "line 2, column 2: RandomCrop cannot be repeated: its size is 'a'",
+        ),
+        ("", "aug_transforms", "write aug_transforms()"),
+        ("", "aug_transforms(mult='a')", "its mult is 'a'"),
+        ("", "aug_transforms(max_warp=None)", "its max_warp is None"),
+        ("", "aug_transforms(xtra_tfms=[3])", "its xtra_tfms are [3]"),
+        ("", "[Hue(),\n *aug_transforms(min_scale=[1])]", "batch_tfms: line 2, column 3: aug_transforms"),
+        ("", "Normalize.from_stats([1e999, 0, 0], [1, 1, 1])", "its mean is [inf, 0, 0]"),
+        ("", "Normalize.from_stats(imagenet_stats)", "takes its statistics from the training photos"),
+        ("", "IntToFloatTensor(div=0)", "its div is 0"),
+        ("", "RandomResizedCropGPU(64, ratio=(0, 1))", "its ratio is (0, 1)"),
     ],
 )
 def test_what_is_not_understood_is_named_with_its_place(items: str, batches: str, sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
         read_fastai(items, batches)
     assert sentence in str(caught.value)
+    assert re.match(r"(item|batch)_tfms: line \d+", str(caught.value))
+
+
+ODD = [
+    ("Resize(\n    64,  # the side\n    method = 'pad', )", "", "Resize(64, 'pad')", ""),
+    ("vision.Resize(0x40)", "", "Resize(64)", ""),
+    ("[Resize(64)] + [RandomCrop(32)]", "", "[Resize(64), RandomCrop(32)]", ""),
+    ("Resize(64), RandomCrop((32, 48),)", "", "[Resize(64), RandomCrop((32, 48))]", ""),
+    ("[*[Resize(64)], *(FlipItem(),), None]", "", "Resize(64)", ""),
+    ("Resize(*[64, 'squish'])", "", "Resize(64, 'squish')", ""),
+    ("Resize(64)", "[IntToFloatTensor, *aug_transforms(xtra_tfms=Hue())]", "Resize(64)", ""),
+    ("Resize(64, ResizeMethod.Pad, PadMode.Zeros)", "", "Resize(64, 'pad', 'zeros')", ""),
+]
+
+
+@pytest.mark.parametrize(("items", "batches", "same_items", "same_batches"), ODD)
+def test_texts_mean_the_same_however_python_lets_one_write_them(
+    items: str, batches: str, same_items: str, same_batches: str
+) -> None:
+    assert read_fastai(items, batches) == read_fastai(same_items, same_batches)
+
+
+@hypothesis.given(st.text("Resize(64),[]*+.'\n #=aug_transforms{}:lambdN\0é", max_size=60))
+def test_any_text_gives_steps_or_an_error_with_its_place(text: str) -> None:
+    try:
+        read_fastai(text, text)
+    except SettingsError as error:
+        assert re.match(r"(item|batch)_tfms: line \d+", str(error))
 
 
 def test_nothing_of_a_text_is_run(tmp_path: Any) -> None:
@@ -192,6 +246,11 @@ def test_a_databunch_makes_the_pixels_that_fastai_1_0_50_made() -> None:
     [
         ("get_transforms(), size=96, mode='nearest'", "its mode is 'nearest'"),
         ("([], [rotate(degrees=10)]), size=96", "`rotate` is not known"),
+        ("[1, 2], size=96", "it uses v1's 2 at validation"),
+        (
+            "get_transforms(), size=96, mult=0",
+            "ds_tfms: line 1, column 1: databunch cannot be repeated: its mult is 0",
+        ),
         ("([], [crop_pad(row_pct=0.)]), size=96", "v1's crop_pad at validation"),
         ("get_transforms(), size=96, mode='bicubic'", "its mode is 'bicubic'"),
     ],
