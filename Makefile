@@ -52,6 +52,12 @@ bench: .venv/dev ## compare the server with the obvious one and a plain ONNX fil
 	$(BIN)/pip install --quiet -r requirements-serve.txt
 	@touch $@
 
+# fastai v1, for the tests of its cell; Python 3.7 is not needed for anything else
+PYTHON37 ?= python3.7
+.venv/fastai1: tests/fastai1.txt
+	$(PYTHON37) -m venv $@ && $@/bin/pip install --quiet --no-deps -r $<
+	@touch $@
+
 # of the page and of exports; without npm, pytest skips the tests that need them. ONNX Runtime would fetch CUDA
 tests/node_modules: tests/package.json
 	@cd tests && PUPPETEER_SKIP_DOWNLOAD=1 npm install --no-package-lock --no-audit --no-fund --loglevel=error \

@@ -14,10 +14,13 @@ def deploy(learn, photos=12, side=512, folder="."):
         name = t.tfm.func.__name__
         if name != "crop_pad" or any(t.kwargs.get(place, 0.5) != 0.5 for place in ("row_pct", "col_pct")):
             raise NotImplementedError(f"fastai-now does not know how to repeat {name} at validation: deploy without it")
-    given, written = valid.tfmargs or {}, ["get_transforms()", f"size={(valid.tfmargs or {}).get('size')!r}"]
+    given = valid.tfmargs or {}
+    if given.get("mode", "bilinear") != "bilinear":
+        raise NotImplementedError(f"fastai-now does not know how to repeat mode={given['mode']!r}: deploy without it")
+    written = ["get_transforms()", f"size={given.get('size')!r}"]
     if given.get("resize_method") is not None:
         written.append("resize_method=ResizeMethod." + ResizeMethod(given["resize_method"]).name)
-    for name in ("padding_mode", "mode", "mult"):
+    for name in ("padding_mode", "mult"):
         if given.get(name) is not None: written.append(f"{name}={given[name]!r}")
     settings["ds_tfms"] = ", ".join(written)
     stats = getattr(data, "stats", None) or ([0.0] * 3, [1.0] * 3)  # where nothing normalizes
