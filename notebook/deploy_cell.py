@@ -67,12 +67,9 @@ def deploy(learn, photos=12, side=512, folder="."):
         proof["photos"].append({**photo, "probabilities": scores.tolist()})
         sample = folder / "samples" / (re.sub(r"[^\w-]+", "_", vocab[int(scores.argmax())]) + ".jpg")
         if not sample.exists() and len(list(sample.parent.iterdir())) < 6: image.convert("RGB").save(sample)
-    try:  # familiarity is the cosine similarity of features, as the server has them, to any photo of the proof
-        first = next(m for m in learn.model[-1].modules() if isinstance(m, (nn.BatchNorm1d, nn.Linear)))
-    except (TypeError, StopIteration):
-        print("Not a body and a head: no unfamiliar_below is suggested.")
-    else:
-        rows = []
+    head = list(learn.model.children())[-1]  # familiarity is the cosine similarity of pooled features to the proof's
+    if isinstance(next(head.children(), None), (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d)):
+        rows, first = [], next(m for m in head.modules() if isinstance(m, (nn.BatchNorm1d, nn.Linear)))
         hook = first.register_forward_pre_hook(lambda _, given: rows.append(given[0].detach().cpu()))
         with learn.no_bar(), learn.no_logging(): learn.get_preds(dl=valid)
         hook.remove()

@@ -100,6 +100,11 @@ def test_the_package_has_one_name_at_the_top(installed: Path) -> None:
     assert names == {"bin", "fastai_now"}
 
 
+def test_the_package_has_the_cell_that_people_paste(installed: Path) -> None:
+    cell = installed / "fastai_now" / "cells" / "deploy_cell.py"
+    assert cell.read_bytes() == (ROOT / "notebook" / "deploy_cell.py").read_bytes()
+
+
 @pytest.mark.slow
 def test_the_command_serves_an_export_without_any_settings(installed: Path, elsewhere: Path) -> None:
     shutil.copy(DATA / "v1" / "export.pkl", elsewhere)
