@@ -16,7 +16,7 @@ from app.logs import open_standard_streams
 from app.settings import DEMO
 from app.settings_file import find_settings, load_catalog
 
-TARGETS = ("onnx", "cpp", "node")  # of an export; onnx is the model alone
+TARGETS = ("onnx", "cpp", "node", "web")  # of an export; onnx is the model alone
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m app") -> int:
@@ -98,7 +98,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a folder that answers without Python")
     export.add_argument("folder", type=Path, metavar="DIR", help="new, empty, or of an earlier export")
     export.add_argument(
-        "--to", nargs="+", choices=TARGETS, default=TARGETS, help="programs around the model (default: all)"
+        "--to",
+        nargs="+",
+        choices=TARGETS,
+        default=TARGETS[:3],
+        help="programs around the model (default: onnx cpp node)",
     )
     export.add_argument("--half", action="store_true", help="keep the weights as float16: half the size")
 

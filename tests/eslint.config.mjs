@@ -4,5 +4,9 @@ import globals from 'globals'
 
 export default [
   js.configs.recommended,
-  { languageOptions: { globals: globals.node } },
+  { files: ['node/*'], languageOptions: { globals: globals.node } },
+  {
+    files: ['web/*'],
+    languageOptions: { globals: { ...globals.browser, ...globals.worker, ...globals.serviceworker, $files: 'readonly' } },
+  },
 ]

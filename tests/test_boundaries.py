@@ -14,9 +14,10 @@ APP = ROOT / "app"
 FLOORS = (  # highest first; packages and modules on one floor do not import each other
     ("__main__",),
     ("cli", "server"),
-    ("commands", "web"),
-    ("cluster",),
+    ("commands",),
     ("exporting",),
+    ("web",),
+    ("cluster",),
     ("serving",),
     ("settings_file",),
     ("catalog",),

@@ -6,6 +6,7 @@ import asyncio
 from msgspec.structs import replace
 
 from app.exporting.folder import write_folder
+from app.exporting.site import write_site
 from app.progress import show_progress
 from app.serving.opening import open_proven
 from app.settings_file import load_settings
@@ -19,6 +20,8 @@ def run(options: argparse.Namespace) -> int:
     finally:
         show_progress("", None)
     written = write_folder(options.folder, opened, targets=options.to, half=options.half)
+    if "web" in options.to:
+        write_site(options.folder, settings)
     print(
         f"{options.folder}: model.onnx has {written.model_bytes:,} bytes and gives the server's answers to "
         f"{written.photos} photos, largest difference {written.worst_difference:.7f}"

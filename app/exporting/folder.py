@@ -64,7 +64,7 @@ def write_folder(folder: Path, opened: Opened, *, targets: Sequence[str], half: 
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     (folder / README).write_text(_readme(opened, targets), "utf-8")
     for target in targets:
-        if (PROGRAMS / target).is_dir():
+        if target != "web" and (PROGRAMS / target).is_dir():  # which is more than a copy
             shutil.copytree(PROGRAMS / target, folder / target, dirs_exist_ok=True)
     return Written(len(model), len(answers), worst)
 
