@@ -55,6 +55,10 @@ class Checkpoint(Struct, frozen=True):
     beside: Mapping[str, Any] = {}
     data_files: Mapping[str, Path] = {}
 
+    def __repr__(self) -> str:
+        """Leave out the arrays: up to Python 3.11 `asyncio.run` formats its result, which took 0.6 s."""
+        return f"Checkpoint({str(self.path)!r})"
+
     @property
     def known(self) -> Mapping[str, Any]:
         """Return the settings that the file itself decides, by name."""

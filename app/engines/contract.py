@@ -69,6 +69,10 @@ class Network(Struct, frozen=True):
     head: Head
     channels: int = 3
 
+    def __repr__(self) -> str:
+        """Leave out the arrays, as a Checkpoint's does."""
+        return f"Network({self.architecture!r})"
+
     @property
     def architecture(self) -> str:
         """The name of the graph."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from app.checkpoints.reader import read_checkpoint
 from app.errors import CheckpointError, UnsafeCheckpoint
+from app.serving.recognize import recognize
 from tests.conftest import V1_CHECKPOINT
 
 CONTAINERS = {"zip": True, "legacy": False}
@@ -104,6 +105,12 @@ def resident_file_pages() -> int:
     if not status.exists():
         pytest.skip("what of a mapped file is in memory cannot be measured here")
     return int(status.read_text().partition("RssFile:")[2].split()[0])
+
+
+def test_the_text_of_a_checkpoint_has_no_numbers_which_take_long_to_write() -> None:
+    checkpoint = read_checkpoint(V1_CHECKPOINT)
+    assert repr(checkpoint) == f"Checkpoint({str(V1_CHECKPOINT)!r})"
+    assert repr(recognize(checkpoint)).startswith("Network('")
 
 
 def test_the_memory_of_the_file_can_be_given_back_and_the_arrays_stay_what_they_are(tmp_path: Path) -> None:
