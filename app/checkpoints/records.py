@@ -64,6 +64,9 @@ class Call:
     state: Any = field(default_factory=dict)
     items: list[Any] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        return f"a result of {self.callee}"
+
     @property
     def name(self) -> str:
         """Return the name of the class or function, without its module; empty if a call would make it."""

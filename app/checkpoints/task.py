@@ -161,8 +161,8 @@ def _check_joined(shapes: Shapes) -> None:
     if parts := [name for name in shapes if JOINED.search(name)]:
         raise CheckpointError(
             f"The file keeps weights in parts that torch joins on each call ({quoted(parts)}), as for "
-            "pruning or weight norms. Join them before you save: torch.nn.utils.prune.remove, or "
-            "torch.nn.utils.parametrize.remove_parametrizations."
+            "pruning or norms of weights. Join them before you save, with torch.nn.utils.prune.remove, "
+            "remove_spectral_norm, or parametrize.remove_parametrizations."
         )
 
 
@@ -210,13 +210,10 @@ def _check_inputs(shapes: Shapes) -> None:
         )
     matrices = by_dimensions.get(2, [])
     drawn = [name for name in flat if re.search(r"(^|\.)classifier\.", name) and shapes[name][2] > 1]
-    last = shapes[flat[-1]] if flat else ()
-    drawn += flat[-1:] if last and last[0] in (1, 3) and last[1] > last[0] and last[2] > 1 else []
     if flat and not matrices and (drawn or [n for n in flat if shapes[n][1] in COLOR] == flat[-1:] != flat):
         raise NotAClassifier(
-            "The file is a network that answers with a picture (a generator or a segmentation network), or "
-            f"for parts of one, not a classifier of photos: it ends with {_shaped(flat[-1:], shapes)}. "
-            f"{ELSEWHERE}."
+            "The file is a network that answers with a picture (a generator or a segmentation network), not "
+            f"a classifier of photos: it ends with {_shaped(flat[-1:], shapes)}. {ELSEWHERE}."
         )
     if not flat and matrices and not _has_patches(shapes):
         if not any(name.endswith("weight") for name in matrices):

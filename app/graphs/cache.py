@@ -4,6 +4,7 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from app.checkpoints.learner_export import Export
 from app.errors import ArchitectureUnknown, SettingsError
@@ -19,13 +20,14 @@ def cached_graph(
     folder: Path,
     arrays: Arrays,
     export: Export | None,
+    size: Size | None,
     report: Report,
     error: ArchitectureUnknown,
 ) -> Graph:
     """Return the graph `name` in `folder`, exported now if it is not there yet.
 
-    With an `export` the network in it is rebuilt, else `name` is an architecture. Raises `error` if there is
-    no such graph, or if it does not fit the arrays.
+    With an `export` the network in it is rebuilt for pictures of `size`, None for any; else `name` is an
+    architecture. Raises `error` if there is no such graph, or if it does not fit the arrays.
     """
     if name in shipped_names() or not re.fullmatch(r"[\w.-]+", name):  # it becomes a file name
         raise error
@@ -40,9 +42,7 @@ def cached_graph(
 
         report("exporting the graph", None)
         if export:
-            export_module(
-                export.module, arrays, name, folder, Shown(channels_of(arrays), _shown_size(export.known))
-            )
+            export_module(export.module, arrays, name, folder, Shown(channels_of(arrays), size))
         else:
             export_graph(name, folder)
     graph = read_graph(path)
@@ -51,12 +51,16 @@ def cached_graph(
     return graph
 
 
-def _shown_size(known: Mapping[str, str]) -> Size | None:
-    """Return the (height, width) that an export's own transforms show the network; None where it varies.
+def shown_size(known: Mapping[str, Any]) -> Size | None:
+    """Return the (height, width) that transforms show the network; None where it varies.
 
-    224 by 224 where it has none, or none that are understood.
+    `known` has settings by name, of an export or of the owner; `image_size` decides alone. It is 224 by 224
+    where there are no transforms, or none that are understood.
     """
-    if not any(known.get(name) for name in ("item_tfms", "batch_tfms", "ds_tfms")):
+    if "image_size" in known:
+        height, width = known["image_size"]
+        return height, width
+    if not any(known.get(name) for name in ("item_tfms", "batch_tfms", "ds_tfms", "transforms")):
         return USUAL_SIZE
     try:
         return Preprocess(read_texts(known, {})[0]).size

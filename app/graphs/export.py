@@ -58,8 +58,8 @@ def export_module(
     """
     torch = importlib.import_module("torch")
     import_fastai()
-    model = build_module(module, arrays).eval()
-    with in_one_sentence("The network in the file was rebuilt, but cannot be exported"):
+    with in_one_sentence("The network in the file cannot be rebuilt and exported"):
+        model = build_module(module, arrays).eval()
         with torch.no_grad():
             outputs = model(torch.zeros(2, shown.channels, *(shown.size or USUAL_SIZE)))
         if outputs.ndim != 2:

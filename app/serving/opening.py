@@ -37,7 +37,7 @@ async def open_proven(settings: Settings, report: Report) -> Opened:
 def _open(source: Source, settings: Settings, report: Report) -> Opened:
     """Do everything that follows the download, on a thread of its own."""
     report("building", None)
-    network = find_network(source, settings.architecture, settings.head_activation, report)
+    network = find_network(source, settings, report)
     recipe = resolve(settings, source.checkpoint, network)
     for note in recipe.notes:
         logger.warning("%s", note)

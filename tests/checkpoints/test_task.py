@@ -174,8 +174,8 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
     ),
     "generator": (
         lambda: torch.nn.Sequential(torch.nn.ConvTranspose2d(100, 8, 4), torch.nn.ConvTranspose2d(8, 3, 4)),
-        "The file is a network that answers with a picture (a generator or a segmentation network), or for "
-        "parts of one, not a classifier of photos: it ends with 1.weight of (8, 3, 4, 4)." + ELSEWHERE,
+        "The file is a network that answers with a picture (a generator or a segmentation network), not a "
+        "classifier of photos: it ends with 1.weight of (8, 3, 4, 4)." + ELSEWHERE,
     ),
     "autoencoder": (
         lambda: Parts(encoder=torch.nn.Conv2d(3, 8, 3), decoder=torch.nn.ConvTranspose2d(8, 3, 3)),

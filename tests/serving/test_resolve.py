@@ -269,6 +269,16 @@ def test_a_network_without_a_shipped_graph_is_rebuilt_from_its_export_once(
     assert answer.confidence == pytest.approx(float(expected.max()), abs=1e-4)
 
 
+def test_a_network_is_rebuilt_for_the_size_in_the_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("app.serving.rebuild.MODELS", tmp_path)
+    export = str(DATA / "v1" / "squished.pkl")
+    card = opened(Settings(model_url=export, image_size=(80, 64))).card
+    assert card.preprocess.size == (80, 64)
+    assert card.architecture.endswith("-80x64")  # another size has a graph of its own
+
+
 def test_a_network_with_tensorflows_padding_is_rebuilt_for_one_size(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vision: Any
 ) -> None:
