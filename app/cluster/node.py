@@ -19,7 +19,7 @@ from app.errors import StartupError, ToolMissing
 
 OBJECT_STORE: Final = 80_000_000  # bytes of shared memory, Ray's least; photos go through it one by one
 LEAST_TOKEN: Final = 32  # characters
-START_SECONDS: Final = 60.0  # for a node to start
+START_SECONDS: Final = 180.0  # for a node to start: 5 on an idle machine, minutes on a busy one
 STOP_SECONDS: Final = 5.0  # for its processes to end by themselves
 ROOT: Final = Path(__file__).parent.parent.parent
 # Ray's defaults otherwise: no authentication, statistics to its makers, 60 s until nodes end without a head
@@ -142,7 +142,11 @@ def _wait(process: "subprocess.Popen[bytes]", folder: NodeFolder) -> None:
         if "No module named" in text:
             raise ToolMissing("Ray is missing: pip install -r requirements-cluster.txt")
         time.sleep(0.1)
-    lines = folder.read("node.log").splitlines() or ["it has not answered in time"]
+    if process.poll() is None:
+        raise StartupError(
+            f"The Ray node did not start within {START_SECONDS:.0f} s: is the machine too busy?"
+        )
+    lines = folder.read("node.log").splitlines() or ["it wrote nothing"]
     raise StartupError(
         f"The Ray node did not start: {lines[-1][:300]} ({folder.path / 'node.log'} has more)."
     )
