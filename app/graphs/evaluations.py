@@ -102,8 +102,13 @@ def _of_timm(name: str) -> Evaluation | None:
     timm = importlib.import_module("timm")
     if not timm.is_model(name):  # fastai's own
         return None
-    configuration = timm.get_pretrained_cfg(name)
-    if configuration.crop_mode == "border":
+    older = importlib.import_module("timm.models._registry")._deprecated_models
+    tagged = older.get(name, name)
+    try:
+        configuration = timm.get_pretrained_cfg(tagged)
+    except RuntimeError:  # weights that timm no longer has
+        configuration = timm.get_pretrained_cfg(tagged.partition(".")[0])
+    if configuration is None or configuration.crop_mode == "border":
         return None
     crop = configuration.input_size[1]
     return Evaluation(

@@ -52,7 +52,7 @@ def find_aliases() -> dict[str, tuple[str, ...]]:
         if "0.model." in {new[:8] for new in graph.prefixes.values()} | {old[:8] for old in graph.prefixes}
     }
     shipped = {name: graph for name, graph in shipped.items() if registry.is_model(name)}
-    modules = {registry._model_to_module[name] for name in shipped}
+    modules = {registry._model_to_module[name] for name in shipped} | {"deit"}  # most are the usual vit
     names = [name for name in registry.list_models() if registry._model_to_module[name] in modules]
     found = {name: _signature(name) for name in names}
     graph_of = {found[name]: graph for name, graph in shipped.items()}

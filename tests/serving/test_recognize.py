@@ -89,7 +89,7 @@ def test_a_variant_is_not_taken_for_the_usual_network(vision: Any, tmp_path: Pat
             recognized(model, tmp_path / "model.pth")
 
 
-def test_the_setting_of_a_variant_is_not_overruled_by_a_state_dict(tmp_path: Path) -> None:
+def test_the_setting_of_a_variant_is_not_overruled_by_a_state_dict(vision: Any, tmp_path: Path) -> None:
     import timm
 
     torch.save(timm.create_model("resnet50", num_classes=3).state_dict(), tmp_path / "weights.pth")
@@ -98,3 +98,22 @@ def test_the_setting_of_a_variant_is_not_overruled_by_a_state_dict(tmp_path: Pat
         assert recognize(checkpoint, architecture).architecture == "resnet50"
     with pytest.raises(ArchitectureUnknown, match="If you trained resnet50, set architecture to that"):
         recognize(checkpoint, "resnetblur50")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224_in21k", "deit_tiny_patch16_224"])
+def test_another_name_of_the_same_network_is_understood(name: str, vision: Any, tmp_path: Path) -> None:
+    import timm
+
+    model = timm.create_model(name, num_classes=3).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    checkpoint = read_checkpoint(tmp_path / "weights.pth")
+    assert recognize(checkpoint).architecture == "vit_tiny_patch16_224"
+    network = recognize(checkpoint, name)
+    assert isinstance(network, Network)
+    assert network.architecture == name  # its library may show it other statistics
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(pixels)).softmax(1).numpy()
+    np.testing.assert_allclose(
+        GraphEngine(network).run(list(pixels))[0].probabilities, expected[0], atol=1e-3
+    )
