@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from app.errors import BadImage
-from app.photos.resample import Filter, Mode, PadMode, Resized, crop_or_pad, grid_sample
+from app.photos.resample import COARSE, Filter, Mode, PadMode, Resized, crop_or_pad, grid_sample
 from app.photos.steps import (
     WHOLE,
     PictureStep,
@@ -57,7 +57,7 @@ class Resize(PictureStep, frozen=True, tag=True):
     @property
     def least(self) -> Size | None:
         """See Step."""
-        return None if self.resample == "nearest" else self.size
+        return None if self.resample in COARSE else self.size
 
 
 class RandomResizedCrop(PictureStep, frozen=True, tag=True):
@@ -89,7 +89,7 @@ class RandomResizedCrop(PictureStep, frozen=True, tag=True):
     @property
     def least(self) -> Size | None:
         """See Step."""
-        return None if self.resample == "nearest" else self.squished
+        return None if self.resample in COARSE else self.squished
 
 
 class CropPad(PictureStep, frozen=True, tag=True):
@@ -159,7 +159,7 @@ class RatioResize(PictureStep, frozen=True, tag=True):
     @property
     def least(self) -> Size | None:
         """See Step."""
-        return None if self.resample == "nearest" else (self.max_sz, self.max_sz)
+        return None if self.resample in COARSE else (self.max_sz, self.max_sz)
 
 
 class AffineCoordTfm(PixelStep, frozen=True, tag="aug_transforms"):

@@ -20,6 +20,7 @@ Mode = Literal["bilinear", "nearest", "bicubic"]  # of torch's grid_sample
 Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 Resized = Callable[[Image.Image, Size, Filter], Image.Image]  # to (height, width)
 
+COARSE: Final = ("nearest", "box")  # which do not average away what a smaller JPEG lacks
 FILTERS: Final[tuple[Filter, ...]] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 PAD_MODES: Final[dict[PadMode, Literal["reflect", "edge", "constant"]]] = {
     "reflection": "reflect",

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from app.photos.resample import Filter, Resized, crop_or_pad
+from app.photos.resample import COARSE, Filter, Resized, crop_or_pad
 from app.photos.steps import WHOLE, PictureStep, Shown, as_text, centered
 from app.types import Size
 
@@ -46,7 +46,7 @@ class TorchvisionResize(PictureStep, frozen=True, tag="torchvision.Resize"):
     def least(self) -> Size | None:
         """See Step."""
         both = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        return None if self.resample == "nearest" else both
+        return None if self.resample in COARSE else both
 
 
 class CenterCrop(PictureStep, frozen=True, tag="torchvision.CenterCrop"):

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from app.errors import BadImage
+from app.photos.fastai_steps import Resize
+from app.photos.resample import FILTERS, Filter
 from app.photos.transforms import Preprocess
 from app.types import Size
-from tests.conftest import named
+from tests.conftest import DATA, named
 
 # sizes at which a rounding or an axis decides: narrow, square, one above, one below, tiny, and a large one
 SIZES = [(224, 224), (223, 225), (449, 448), (640, 480), (1, 1), (3, 200), (1600, 120), (2500, 2500)]
@@ -141,3 +143,17 @@ def test_normalization_is_fastais(vision: Any) -> None:
 def test_padding_cannot_be_made_to_fill_the_memory() -> None:
     with pytest.raises(BadImage, match="padded to 20000 x 20000"):
         unnormalized("resize", method="pad")(Image.new("RGB", (1, 20000)))
+
+
+@pytest.mark.parametrize("resample", FILTERS)
+def test_a_jpeg_decoded_small_gives_nearly_the_same_pixels_where_that_is_allowed(resample: Filter) -> None:
+    preprocess = Preprocess((Resize((100, 100), resample=resample),), (0.0,) * 3, (1.0,) * 3)
+    if preprocess.least is None:
+        assert resample in ("nearest", "box")
+        return
+    path = DATA / "images" / "b01_12mp_3000x4000.jpg"
+    with Image.open(path) as whole, Image.open(path) as small:
+        small.draft("RGB", preprocess.least[::-1])
+        assert small.width * 4 == whole.width
+        difference = np.abs(preprocess(whole.convert("RGB")) - preprocess(small.convert("RGB")))
+    assert difference.mean() * 255 < 0.2
