@@ -137,7 +137,10 @@ class Page:
             colab.serve_kernel_port_as_iframe(self.port, height=HEIGHT)
             return
         if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
-            print("Kaggle shows no page of a notebook's own; page.predict(photo) works.")
+            print("Kaggle shows no page of a notebook's own; page.predict(photo) works, and")
+            print(
+                "fastai-now export site --to web --settings classifier/settings.toml writes one to download."
+            )
             return
         extras = ['allow="camera"', 'style="border: 0"']
         shown.display(shown.IFrame(self.url, "100%", HEIGHT, extras=extras))

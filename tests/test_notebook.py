@@ -107,7 +107,8 @@ def test_a_page_takes_files_bytes_and_pictures_and_is_replaced(tmp_path: Path) -
         "True",
         "No picture was recognized in these 8 bytes; JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF are read.",
         "0 True",
-        "Kaggle shows no page of a notebook's own; page.predict(photo) works.",
+        "Kaggle shows no page of a notebook's own; page.predict(photo) works, and",
+        "fastai-now export site --to web --settings classifier/settings.toml writes one to download.",
         "True",
     ]
 
