@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from tests.browser import SAMPLES, choose, in_state
-from tests.conftest import BEARS, ServerProcess, bears_environment, image_bytes
+from tests.conftest import BEARS, ROOT, ServerProcess, bears_environment, image_bytes
 from tests.serving.test_proof import write_proof
 
 pytestmark = pytest.mark.slow
 PHOTO = image_bytes("a05_640x480.jpg")
+AXE = ROOT / "tests" / "node_modules" / "axe-core" / "axe.min.js"
 COLOR = (
     "image => { if (image.complete === false) return [];"
     " const canvas = document.createElement('canvas'); canvas.width = canvas.height = 1;"
@@ -75,6 +76,20 @@ def test_what_is_kept_is_said_before_it_is_sent_and_can_be_undone(
     assert not list(place.rglob("*.jpg"))
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.id") == "not-right"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_dialog(
+    open_page: Callable[..., Any], asking: ServerProcess, scheme: str
+) -> None:
+    if not AXE.exists():
+        pytest.skip("there is no axe-core here (npm install in tests/): accessibility is not checked")
+    page = open_page("small-phone", scheme)
+    answered(page, asking.url, named(PHOTO, "x.jpg", "image/jpeg"))
+    page.get_by_role("button", name="Not right?").click()
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run({})")
+    assert [(v["id"], [node["html"] for node in v["nodes"]]) for v in found["violations"]] == []
 
 
 def test_feedback_that_cannot_be_kept_is_said(open_page: Callable[..., Any], asking: ServerProcess) -> None:
