@@ -72,6 +72,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     now = commands.add_parser("now", help="put it online with Vercel")
     now.add_argument("--prod", action="store_true", help="deploy to the link that everybody can open")
     now.add_argument("--name", default="", help="name of the project and its link (default: the folder's)")
+    now.add_argument("--static", action="store_true", help="a page that answers in the browser, not a server")
     now.add_argument("--dry-run", action="store_true", help="list the files without sending them")
     now.add_argument("vercel", nargs="*", metavar="-- OPTION", help="an option of `vercel deploy`")
 

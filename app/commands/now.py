@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from app.commands.export import export
 from app.commands.fetch import opened
 from app.errors import DeployError, SettingsError, ToolMissing
 from app.fetching.links import is_url
@@ -57,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
     """Deploy to Vercel as the project `options.name`, and print the link.
 
     `options.vercel` goes to Vercel's command line. `options.dry_run` shows the files and sends nothing.
+    `options.static` deploys the page that answers in the browser, without a server.
     Raises StartupError if the model could not be served, ToolMissing without the command line, and
     DeployError if it fails.
     """
@@ -72,25 +74,43 @@ def run(options: argparse.Namespace) -> int:
             f'engine is "{settings.engine}", but the image that Vercel builds has no torch. Take that '
             f"line out; or build the image with --target full: {ELSEWHERE}."
         )
-    command = [] if options.dry_run else _command_line()
-    say(f"settings    {options.settings}")
-    card = opened(settings)
-    say(f"checkpoint  {card.architecture}, {_megabytes(card.bytes)}: it opens, and answers")
-    say(f"classes     {len(card.classes)}, as many as it has: {', '.join(card.classes)[:80]}")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / _project(options.name or ROOT.name)
-        stage(settings, folder)
+        command = [] if options.dry_run else _command_line()
+        say(f"settings    {options.settings}")
+        if options.static:
+            _write_static(settings, folder)
+        else:
+            card = opened(settings)
+            say(f"checkpoint  {card.architecture}, {_megabytes(card.bytes)}: it opens, and answers")
+            say(f"classes     {len(card.classes)}, as many as it has: {', '.join(card.classes)[:80]}")
+            stage(settings, folder)
         _describe(folder)
         if options.dry_run:
-            for path in _files(folder):
-                say(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
-            for path in (folder / "vercel.json", folder / "app" / SETTINGS_FILE.name):
-                say(f"\n{path.relative_to(folder)}:\n{path.read_text('utf-8')}")
+            _show(folder)
             return 0
-        say("vercel      builds the image; the first time takes some minutes")
+        if not options.static:
+            say("vercel      builds the image; the first time takes some minutes")
         command += ["deploy", "--yes", "--json", *(["--prod"] if options.prod else []), *options.vercel]
-        say(_links(_run(command, folder)))
+        say(_links(_run(command, folder), static=options.static))
     return 0
+
+
+def _write_static(settings: Settings, folder: Path) -> None:
+    """Write the static site of the model into the new `folder`. Raises StartupError."""
+    exported = folder.with_name("export")
+    written = export(settings, exported, ["web"])
+    say(f"model       {_megabytes(written.model_bytes)}: it gives the server's answers, in the browser")
+    (exported / "web").rename(folder)
+
+
+def _show(folder: Path) -> None:
+    """Print the files, and the configuration in them."""
+    for path in _files(folder):
+        say(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
+    for path in (folder / "vercel.json", folder / "app" / SETTINGS_FILE.name):
+        if path.exists():
+            say(f"\n{path.relative_to(folder)}:\n{path.read_text('utf-8')}")
 
 
 def stage(settings: Settings, folder: Path) -> None:
@@ -203,7 +223,7 @@ def _run(command: list[str], folder: Path) -> str:
         return output.read().decode(errors="replace")
 
 
-def _links(output: str) -> str:
+def _links(output: str, *, static: bool) -> str:
     """Return the link in the JSON of Vercel's command line, and a command that tries it."""
     try:
         report = json.loads(output)
@@ -212,7 +232,7 @@ def _links(output: str) -> str:
         url = production or deployment["url"]
     except (ValueError, LookupError, AttributeError):
         return f"It is online, but the output of Vercel has no link: {output.strip()[:300]!r}"
-    lines = ["", url, f"curl -F file=@photo.jpg {url}/analyze"]
+    lines = ["", url] if static else ["", url, f"curl -F file=@photo.jpg {url}/analyze"]
     if not production:
         lines.append(
             "This is a preview, which only you can see, unless you switch off the project's Deployment "

@@ -20,6 +20,7 @@ from app.serving.model import Opened
 from app.serving.resolve import Recipe
 
 PROGRAMS: Final = Path(__file__).parent / "programs"
+HIDDEN: Final = ("npmrc", "clang-format", "clang-tidy")
 MODEL, MANIFEST, README, PROOF = "model.onnx", "manifest.json", "README.md", "proof"
 ORT: Final = "1.17"  # the oldest ONNX Runtime with operators and format of the model
 
@@ -65,8 +66,16 @@ def write_folder(folder: Path, opened: Opened, *, targets: Sequence[str], half: 
     (folder / README).write_text(_readme(opened, targets), "utf-8")
     for target in targets:
         if target != "web" and (PROGRAMS / target).is_dir():  # which is more than a copy
-            shutil.copytree(PROGRAMS / target, folder / target, dirs_exist_ok=True)
+            _copy_program(target, folder / target)
     return Written(len(model), len(answers), worst)
+
+
+def _copy_program(target: str, folder: Path) -> None:
+    """Copy a program, whose hidden files are not hidden here: deployments leave those out."""
+    shutil.copytree(PROGRAMS / target, folder, dirs_exist_ok=True)
+    for name in HIDDEN:
+        if (folder / name).exists():
+            (folder / name).replace(folder / f".{name}")
 
 
 def _notes(recipe: Recipe) -> dict[str, str]:

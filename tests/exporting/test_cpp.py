@@ -11,7 +11,6 @@ import pytest
 from tests.conftest import IMAGES, SECONDS
 from tests.exporting.programs import assert_fails, assert_holds
 
-SOURCES = Path(__file__).parent.parent.parent / "app" / "exporting" / "programs" / "cpp"
 # ONNXRUNTIME_DIR names a folder with the headers in include/; Debian from trixie on has them in a package
 PLACES = [Path(os.environ.get("ONNXRUNTIME_DIR", "/nowhere")), Path("/usr"), Path("/usr/local")]
 HEADERS = [header for place in PLACES for header in place.glob("include/**/onnxruntime_cxx_api.h")]
@@ -76,8 +75,8 @@ def test_every_jpeg_and_png_is_answered_as_the_server_answers_it(
 
 
 @pytest.mark.skipif(not shutil.which("clang-format"), reason="clang-format is missing")
-def test_clang_format_has_nothing_to_change() -> None:
-    files = [*SOURCES.glob("*.cpp"), *SOURCES.glob("*.hpp")]
+def test_clang_format_has_nothing_to_change(exported: Path) -> None:
+    files = [*(exported / "cpp").glob("*.cpp"), *(exported / "cpp").glob("*.hpp")]
     ended = subprocess.run(["clang-format", "--dry-run", "--Werror", *files], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
 

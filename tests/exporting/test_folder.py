@@ -92,6 +92,11 @@ def test_a_proof_of_the_notebook_is_the_proof_of_the_folder(tmp_path: Path) -> N
     assert (tmp_path / "out" / "proof" / "photo-1.jpg").read_bytes() == photo
 
 
+def test_the_hidden_files_of_the_programs_are_there(folder: Path) -> None:
+    assert "onnxruntime-node-install=skip" in (folder / "node" / ".npmrc").read_text()
+    assert (folder / "cpp" / ".clang-format").exists()
+
+
 def test_an_earlier_export_is_replaced_and_other_files_are_not(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     ended = run_app("export", str(tmp_path), **bears_environment())

@@ -178,3 +178,12 @@ def test_the_site_can_be_installed_and_every_file_fits_a_static_host(site: Path)
     assert (manifest["display"], manifest["start_url"]) == ("standalone", "./")
     assert all((site / icon["src"]).is_file() for icon in manifest["icons"])
     assert max(path.stat().st_size for path in site.rglob("*")) < 25 * 1024 * 1024
+
+
+def test_now_lists_the_site_for_vercel_and_nothing_of_the_server() -> None:
+    ended = run_app("now", "--static", "--dry-run", "--name", "Bears", **bears_environment())
+    assert ended.returncode == 0, ended.stderr
+    listed = {line.split()[-1] for line in ended.stdout.splitlines() if line.startswith(" ")}
+    assert {"index.html", "model.onnx", "worker.js", "runtime/ort.wasm.min.mjs"} <= listed
+    assert not any(name.endswith((".py", "Dockerfile", ".pth")) for name in listed)
+    assert "as the project bears" in ended.stdout
