@@ -20,6 +20,12 @@ FOLDER = DATA / "foreign"
 PHOTOS = ("a08_448x448.jpg", "c00_pano_1600x200.jpg", "e00_rgba_300x300.png")
 NAMES = ("bird", "cat", "dog")
 
+ARCHITECTURES = {  # that serve them
+    "vit": "vit_tiny_patch16_224", "vit_memory": "vit_tiny_patch16_224", "resnet": "resnet18",
+    "convnext": "timm.convnext_tiny", "swin": "swin_t", "swin_memory": "swin_t", "timm_wrapper": "resnet18",
+    "efficientnet_b0": "tf_efficientnet_b0", "cadene_resnet18": "resnet18", "cadene_alexnet": "alexnet",
+}  # fmt: skip
+
 
 class Foreign(Struct, frozen=True):
     """A network: the library and its version; shapes by the names in the file, in its order; configuration

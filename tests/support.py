@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from app.checkpoints.foreign import ARCHIVES, NON_CHECKPOINT_SIGNATURES
+from app.checkpoints.foreign import ARCHIVES, NON_CHECKPOINT_SIGNATURES, OBJECTS
 from app.checkpoints.task import TASKS
 from app.graphs.graph import Graph, shipped_graphs
+from tests.foreign import ARCHITECTURES, FOLDER, read
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "checkpoints.md"
 MARK = "<!-- from here on generated from the code -->\n"
@@ -34,16 +35,44 @@ def table() -> str:
     alike = [" and ".join(f"`{name}`" for name in names) for names in signatures.values() if len(names) > 1]
     rows += ["", "These have the same names and shapes; the setting `architecture` chooses one:", ""]
     rows += [f"- {names}" for names in alike]
-    rows += ["", "## Other files\n\nThe reader refuses these by name:\n", "| begins with | is |", "|---|---|"]
-    rows += [
-        f"| `{signature!r}` | {found} |".replace("b'", "").replace("'`", "`")
-        for signature, found, _ in NON_CHECKPOINT_SIGNATURES
-    ]
-    rows += ["", "These are networks of other tasks:", "", "| the file is | because |", "|---|---|"]
-    rows += [f"| {task.found} | {task.does} |" for task in TASKS]
-    rows += ["", "These are archives of something else:", "", "| holds | is | remedy |", "|---|---|---|"]
-    rows += [f"| `{name}` | {found} | {remedy} |" for name, found, remedy in ARCHIVES]
+    rows += ["", "## What happens to a file\n", *_networks(), "", *_refused()]
     return "\n".join(rows) + "\n"
+
+
+def _networks() -> list[str]:
+    """Return a table of stored networks of other libraries: the graph that serves each."""
+    rows = ["Networks of other libraries, compared with the library's own answers:\n"]
+    rows += ["| the file is of | beside it | served as |", "|---|---|---|"]
+    for path in sorted(FOLDER.glob("*.json")):
+        foreign = read(path.stem)
+        beside = ", ".join(f"`{name}`" for name in foreign.beside) or "nothing"
+        rows.append(
+            f"| {foreign.library}: {path.stem.replace('_', ' ')} | {beside} | {ARCHITECTURES[path.stem]} |"
+        )
+    return rows
+
+
+def _refused() -> list[str]:
+    """Return a table of files that are not served: the sentence about each names it, and says what to do."""
+    rows = [
+        "Files that are refused, each in one sentence:\n",
+        "| the file is | told by | what to do |",
+        "|---|---|---|",
+    ]
+    rows += [
+        f"| {found} | it begins with `{signature!r}` | {remedy} |".replace("`b'", "`").replace("'`", "`")
+        for signature, found, remedy in NON_CHECKPOINT_SIGNATURES
+    ]
+    rows += [f"| {found} | an archive with `{name}` | {remedy} |" for name, found, remedy in ARCHIVES]
+    rows += [
+        f"| objects of {found} | a pickle that names `{name}` | {remedy} |"
+        for name, (found, remedy) in OBJECTS.items()
+    ]
+    rows += [
+        f"| {task.found} | its tensors or modules: {task.does} | {task.advice[:1].lower()}{task.advice[1:]} |"
+        for task in TASKS
+    ]
+    return rows
 
 
 def document() -> str:

@@ -172,8 +172,11 @@ def _read_zip(path: Path, data: mmap.mmap, budget: Budget) -> tuple[Unpickler, A
             )
         return memoryview(data)[start : start + info.file_size]
 
-    if root + "byteorder" in entries and bytes(content("byteorder")) != b"little":
+    order = bytes(content("byteorder")) if root + "byteorder" in entries else b"little"
+    if order == b"big":
         raise CheckpointError("The file was written on a big-endian machine, which is not read.")
+    if order != b"little":
+        raise ValueError("the byte order is neither big nor little")
 
     def fetch(storage: Storage | Nested) -> Array:
         folder = WEIGHTS if exported else "data/"

@@ -113,6 +113,7 @@ def other_zip(names: Collection[str]) -> CheckpointError:
     last = {PurePosixPath(name).name for name in names}
     for name, found, remedy in ARCHIVES:
         if name in last:
+            remedy = inside(names) if remedy == UNPACK else remedy
             return CheckpointError(f"The file is {found}, but {EXPECTED}: {remedy}.")
     if names and all(name.endswith(".npy") for name in names):
         return CheckpointError(f"The file is a numpy archive of {listed(names)}, but {EXPECTED}: {SAVE}.")

@@ -18,16 +18,11 @@ from app.serving import source
 from app.serving.recognize import recognize
 from app.settings import Settings
 from tests.conftest import DATA, open_predictor
-from tests.foreign import FOLDER, NAMES, Foreign, picture, read, weights
+from tests.foreign import ARCHITECTURES, FOLDER, NAMES, Foreign, picture, read, weights
 from tests.http_server import Handler, send, serving
 
 WITH_PHOTOS = ("vit", "resnet", "convnext", "swin", "timm_wrapper")
 OF_MEMORY = ("vit_memory", "swin_memory", "efficientnet_b0", "cadene_resnet18", "cadene_alexnet")
-ARCHITECTURES = {
-    "vit": "vit_tiny_patch16_224", "vit_memory": "vit_tiny_patch16_224", "resnet": "resnet18",
-    "convnext": "timm.convnext_tiny", "swin": "swin_t", "swin_memory": "swin_t", "timm_wrapper": "resnet18",
-    "efficientnet_b0": "tf_efficientnet_b0", "cadene_resnet18": "resnet18", "cadene_alexnet": "alexnet",
-}  # fmt: skip
 BAR = 1e-3
 
 

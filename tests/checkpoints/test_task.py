@@ -258,7 +258,7 @@ SAVE = "fastai's learn.save('stage-2') writes the file to deploy."
         (["m/saved_model.pb"], "The file is a SavedModel of TensorFlow" + EXPECTED + TF2ONNX),
         (
             ["MAR-INF/MANIFEST.json", "bears.pth"],
-            "The file is a TorchServe archive" + EXPECTED + "unpack it and deploy the file inside.",
+            "The file is a TorchServe archive" + EXPECTED + "unpack it and deploy bears.pth.",
         ),
         (["a.npy"], "The file is a numpy archive of a.npy" + EXPECTED + SAVE),
         (
