@@ -125,7 +125,7 @@ FAULTS = {
         "L02": ("a client that leaves while it waits", "dropped before it is computed"),
         "L03": ("waiting past the deadline", "503, not computed"),
         "L04": ("after the flood", "quick again within 5 s; a second flood adds less than 64 MB"),
-        "L05": ("health during the flood", "95 % within 100 ms, not counting waits for a core"),
+        "L05": ("health during the flood", "99 % within 100 ms, not counting waits for a core"),
         "L06": ("a poisonous picture in a batch", "only that request fails"),
         "L07": ("one client's flood; a forged X-Forwarded-For", "429 `rate-limited`; it is not believed"),
     },

@@ -57,7 +57,7 @@ class Flood:
         nurse.join(SECONDS)
 
     def _look(self) -> None:
-        while not self._over.wait(0.03):
+        while not self._over.wait(0.01):
             start, waited = time.perf_counter(), runnable_seconds(self._server)
             assert requests.get(f"{self._server.url}/healthz", timeout=SECONDS).status_code == 200
             own = time.perf_counter() - start - (runnable_seconds(self._server) - waited)
@@ -91,8 +91,8 @@ def test_admitted_photos_are_answered_soon_and_the_others_refused_at_once(flood:
 @pytest.mark.fault("L05")
 def test_the_health_is_answered_within_a_tenth_of_a_second_during_the_flood(flood: Flood) -> None:
     """Without the time for which a busy machine let the server wait for a core."""
-    assert len(flood.health) > 10
-    assert sorted(flood.health)[len(flood.health) * 95 // 100 - 1] < 0.1
+    assert len(flood.health) > 20
+    assert sorted(flood.health)[len(flood.health) * 99 // 100 - 1] < 0.1
 
 
 @pytest.mark.fault("H20", "L05")
