@@ -167,8 +167,19 @@ def _check_known(name: str, where: str, *, required: bool, known: Collection[str
 
 def _split(name: str, text: str) -> str | list[str]:
     """Return the text of a variable, or its items if the setting is a list."""
-    is_list = typing.get_origin(typing.get_args(HINTS[name])[0]) is tuple
-    return [part.strip() for part in text.split(",")] if is_list else text
+    text = _unquoted(text)
+    if typing.get_origin(typing.get_args(HINTS[name])[0]) is not tuple:
+        return text
+    if text.startswith("[") and text.endswith("]"):  # as in settings.toml
+        text = text[1:-1]
+    return [_unquoted(part) for part in text.split(",")]
+
+
+def _unquoted(text: str) -> str:
+    """Return a text without the quotes around it, which Docker's --env-file and some hosts keep."""
+    text = text.strip()
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted and text[0] not in text[1:-1] else text
 
 
 def _square(values: dict[str, Any]) -> dict[str, Any]:

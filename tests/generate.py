@@ -43,7 +43,7 @@ GROUPS: Final = {
     "model_url": "Your model",
     "proof_url": "Checks and speed",
     "pipeline": "How your notebook made pixels of a photo",
-    "threshold": "The answer",
+    "labels": "The answer",
     "max_upload_mb": "The server",
     "title": "The page",
 }

@@ -122,6 +122,15 @@ def test_a_setting_by_its_old_name_is_refused_with_its_new_name(tmp_path: Path) 
         load_settings(write(tmp_path, TWO_LINES), {"APP_EXACT": "false"})
 
 
+@pytest.mark.parametrize("classes", ["cat,dog", '"cat","dog"', "'cat', 'dog'", '["cat", "dog"]', '"cat,dog"'])
+def test_quotes_around_a_variable_are_taken_off(classes: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('model_url = "x.pth"\n')
+    variables = {"APP_CLASSES": classes, "APP_TITLE": '"Cats and dogs"', "APP_MODEL_URL": "'/models/a.pth'"}
+    settings = load_settings(tmp_path / "settings.toml", variables)
+    assert settings.classes == ("cat", "dog")
+    assert (settings.title, settings.model_url) == ("Cats and dogs", "/models/a.pth")
+
+
 def test_a_misspelt_variable_is_refused_and_a_hosts_own_is_left_alone(tmp_path: Path) -> None:
     path = write(tmp_path, TWO_LINES)
     with pytest.raises(SettingsError, match=r"'clases' in the variable APP_CLASES\. Did you mean 'classes'"):
