@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -168,6 +169,8 @@ def test_photos_are_answered_though_the_only_replica_is_killed(cluster: Cluster)
 
 def test_no_port_of_ray_answers_without_the_token(cluster: Cluster) -> None:
     grpc = pytest.importorskip("grpc")
+    if not shutil.which("ss"):
+        pytest.skip("ss is not installed")
     family = [str(cluster.server.process.pid)]
     table = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout
     environ = {pid: _environment(pid) for pid in set(re.findall(r"pid=(\d+)", table))}
