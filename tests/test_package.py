@@ -41,6 +41,7 @@ def test_the_requirement_files_are_those_of_the_package() -> None:
     project = PROJECT["project"]
     assert requirements("requirements-serve.txt") == set(project["dependencies"])
     assert requirements("requirements.txt") == set(project["optional-dependencies"]["full"])
+    assert requirements("requirements-cluster.txt") == set(project["optional-dependencies"]["cluster"])
 
 
 @pytest.mark.slow
