@@ -24,7 +24,7 @@ from tests.http_client import assert_problem
 from tests.web.test_applications import GARMENT_SETTINGS, PHOTO, write
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-cluster.txt")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.alone, pytest.mark.slow]  # Ray gives a node 30 s to start
 
 TABLES = """
 [models.garments.v1]
