@@ -52,7 +52,8 @@ class ApplicationSettings(Struct, frozen=True, kw_only=True):
     model: Annotated[Name, Meta(description="The model that answers.")]
     version: Annotated[Name, Meta(description="The version of the model that the application is linked to.")]
     canary: Annotated[
-        str, Meta(description="A second version, which answers a share of the photos: always the same ones.")
+        str,
+        Meta(description="A second version, for a share of the photos: a photo always gets the same one."),
     ] = ""
     share: Annotated[float, Meta(ge=0, le=1, description="The share of the photos for the canary.")] = 0.0
     objective_ms: Annotated[
@@ -60,13 +61,13 @@ class ApplicationSettings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=30_000,
-            description="The latency objective in milliseconds: a later answer is replaced by the default. "
-            "0 for none.",
+            description="The latency objective in milliseconds: where an answer takes longer, the setting `default` "
+            "is sent instead. 0 for none.",
         ),
     ] = 0
-    default: Annotated[
-        str, Meta(max_length=1000, description="The answer where the objective would be missed.")
-    ] = "unknown"
+    default: Annotated[str, Meta(max_length=1000, description="The class that a late answer has.")] = (
+        "unknown"
+    )
     cache: Annotated[
         int, Meta(ge=0, le=1_000_000, description="The number of answers to keep, for photos sent again.")
     ] = 0

@@ -65,10 +65,10 @@ APPLICATIONS: Final = """
 ## Several models
 
 With the tables `[models.MODEL.VERSION]` and `[applications.NAME]` one server has several models in several
-versions: [applications.md](applications.md) shows a file with them. A version inherits all lines above the
-first table, and may set each setting from `model_url` to `unfamiliar_below` for itself. Its `replicas`, the
-least and the most of them, are for a cluster. Variables override the lines above the first table. These are
-the settings of an application:
+versions: [applications.md](applications.md) shows a file with them. A version inherits all settings above the
+first `[table]` of the file, and may set each one from `model_url` to `unfamiliar_below` for itself. In a
+cluster, `replicas = [least, most]` sets how many copies of the version run. Variables override only the
+settings above the first `[table]`. An application has these settings:
 """
 
 TOML_HEAD: Final = """# The settings of the demo: ten kinds of garment.

@@ -61,12 +61,12 @@ Where neither the file nor the settings name the transforms, the size or the sta
 It then writes one warning at start, which `inspect` repeats. For a network with the head of torchvision, timm
 or ultralytics, the guess is the evaluation transform of that library for that architecture.
 
-Three differences remain:
+The server differs from fastai in three points:
 
 - `RatioResize` of fastai cuts up to a few rows at a random side, even in `predict`. Here the center is kept.
-- A photo that no transform resizes may have up to 2 megapixels.
-- From Pillow 13 on, tall photos are squished with another rounding. Set `pillow` to the version in your
-  notebook.
+- If no transform resizes a photo, the server refuses photos over 2 megapixels.
+- Pillow 13 and later round differently when they squish a tall photo. The server rounds as earlier ones do;
+  set `pillow` to the version in your notebook.
 
 ## How many exports are served
 
