@@ -61,8 +61,8 @@ class ApplicationSettings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=30_000,
-            description="The latency objective in milliseconds. Where an answer takes longer, `default` is sent "
-            "instead. 0 for none.",
+            description="The latency objective in milliseconds. A later answer is replaced by `default`. "
+            "0 for none.",
         ),
     ] = 0
     default: Annotated[str, Meta(max_length=1000, description="The class that a late answer has.")] = (
