@@ -1,5 +1,6 @@
 """The tables in docs/checkpoints.md; `python -m tests.generate` writes them."""
 
+import json
 from pathlib import Path
 
 from app.checkpoints.foreign import ARCHIVES, NON_CHECKPOINT_SIGNATURES, OBJECTS
@@ -8,13 +9,14 @@ from app.graphs.graph import Graph, shipped_graphs
 from tests.foreign import ARCHITECTURES, FOLDER, read
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "checkpoints.md"
+EVALUATIONS = json.loads((DOCUMENT.parent.parent / "app/graphs/evaluations.json").read_text())
 MARK = "<!-- from here on generated from the code -->\n"
 
 
 def heads(graph: Graph) -> str:
     """Return the libraries whose heads the server knows behind a body."""
-    library = "timm" if "" in graph.prefixes else "torchvision"
-    return f"fastai, {library}" if graph.head else "fastai"
+    library = EVALUATIONS.get(graph.architecture, {}).get("library", "fastai")
+    return "fastai" if library == "fastai" or not graph.head else f"fastai, {library}"
 
 
 def table() -> str:
