@@ -82,8 +82,8 @@ compares each served export with `learn.predict` on eight photos. On 2026-11-26,
 | refused by name: timm's resnetblur18, which is not rebuilt | 4 |
 | served with other probabilities | 0 |
 
-The first run found faults. They are mended, and the ten exports that they concerned ran again. Of the 230 exports
-without a transform of the notebook's own, 98 % are served.
+The first run found faults. They are mended, and the ten exports that they concerned ran again. Of the 230
+exports without a transform of the notebook's own, 98 % are served.
 
 ## fastai's transforms at prediction
 
