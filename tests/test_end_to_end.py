@@ -22,7 +22,7 @@ def demo(start_server: Callable[..., ServerProcess]) -> ServerProcess:
 
 
 def test_the_log_says_that_this_is_the_demo(demo: ServerProcess) -> None:
-    assert any("this is the demo: edit model_url and classes in" in line for line in demo.lines)
+    assert any("this is the demo; to serve your own file: " in line for line in demo.lines)
 
 
 @pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.name)

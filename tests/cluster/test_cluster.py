@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -63,14 +64,15 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    base = tmp_path_factory.mktemp("c")  # short: Ray's sockets lie below it
+def cluster() -> Iterator[Cluster]:
+    base = Path(tempfile.mkdtemp(prefix="c"))  # short: Ray's sockets lie below it
     file, folder = write(base / "settings.toml", GARMENT_SETTINGS + TABLES), base / "n"
     command = [sys.executable, "-m", "app", "cluster", "--settings", str(file), "--port", "0"]
     command += ["--node-port", str(free_port()), "--folder", str(folder)]
     with started(command) as server:
         server.url = server.wait_for(r"running on (http://[\d.:]+)")[1]
         yield Cluster(server, folder, file)
+    shutil.rmtree(base)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def link() -> Iterator[str]:
 def documented(server: ServerProcess) -> set[str]:
     """The requests that the documents name."""
     api = requests.get(f"{server.url}/api", timeout=SECONDS).text
-    text = api + (ROOT / "README.md").read_text("utf-8")
+    text = api + "".join((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/api.md"))
     named = {f"{method} {path}" for method, path in re.findall(r"\b(GET|POST) (/[a-z.]*)", text)}
     paths = requests.get(f"{server.url}/openapi.json", timeout=SECONDS).json()["paths"]
     return named | {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
