@@ -29,7 +29,7 @@ test: .venv/dev tests/node_modules ## install everything (3 GB) and run the test
 test-all: .venv/dev tests/node_modules ## the same, with the tests that CI alone runs
 	$(PYTEST) $(COVERAGE)
 
-test-quick: .venv/quick ## the tests that need no torch and no browser: under a minute
+test-quick: .venv/quick ## the tests that need no torch and no browser: about a minute
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not (torch or slow or deploy or exhaustive)"
 
 docs: .venv/quick ## write the generated documents

@@ -118,6 +118,7 @@ def test_a_plain_network_passes(tmp_path: Path) -> None:
     assert open_network(save(tmp_path / "a.onnx", nothing(0)), limits=TIGHT).outputs == 2
 
 
+@pytest.mark.slow
 @pytest.mark.fault("M30")
 @pytest.mark.parametrize("graph", [tiled, expanded, filled, counted, looped, nested])
 @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))

@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 
 from tests.conftest import BEARS, DATA, SECONDS, ServerProcess, bears_environment, run_app
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -20,6 +20,8 @@ from app.photos.transforms import Preprocess
 from tests.conftest import BEARS, IMAGES, V1_CHECKPOINT, named
 from tests.test_parity import TELLING
 
+pytestmark = pytest.mark.slow
+
 PHOTO = decode(IMAGES[5].read_bytes())
 
 

@@ -192,6 +192,7 @@ def test_the_index_is_that_of_the_shipped_graphs() -> None:
     assert read_index() == entries(known_aliases()), "run python -m app.graphs.indexing"
 
 
+@pytest.mark.slow
 def test_few_descriptions_are_read_to_find_a_graph() -> None:
     index = read_index()
     for graph in shipped_graphs():
