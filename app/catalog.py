@@ -24,12 +24,7 @@ RESERVED: Final = frozenset(
     )
 )
 # settings of a model that each of its versions may have for itself; the others are the server's or the page's
-OF_A_VERSION: Final = (
-    *("model_url", "classes", "architecture", "head_activation", "proof_url", "model_sha256", "engine"),
-    *("precision", "pipeline", "image_size", "resize_method", "pad_mode", "presize", "val_xtra", "mean"),
-    *("std", "item_tfms", "batch_tfms", "ds_tfms", "transforms", "gray", "pillow", "multi_label", "exif"),
-    *("jpeg_downscale", "threshold", "unsure_below", "unfamiliar_below"),
-)
+OF_A_VERSION: Final = tuple(HINTS)[: list(HINTS).index("unfamiliar_below") + 1]
 OF_A_PAGE: Final = ("title", "description", "samples")
 MAX_REPLICAS: Final = 1000
 

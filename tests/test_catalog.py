@@ -16,6 +16,7 @@ image_size = 192
 replicas = [0, 4]
 [models.birds."1.0"]
 classes = ["hen", "kiwi", "owl"]
+labels = ["Hen", "Kiwi", "Owl"]
 
 [applications.pets]
 model = "pets"
@@ -46,6 +47,7 @@ def test_a_version_inherits_the_lines_above_the_tables(tmp_path: Path) -> None:
     assert (v2.model_url, v2.image_size) == (str(tmp_path / "stage-3.pth"), (192, 192))
     assert (birds.model_url, birds.classes) == (v1.model_url, ("hen", "kiwi", "owl"))
     assert v2.classes == ("cat", "dog")
+    assert (v2.labels, birds.labels) == ((), ("Hen", "Kiwi", "Owl"))
     assert [version.replicas for version in versions.values()] == [(1, 1), (0, 4), (1, 1)]
 
 
