@@ -4,11 +4,13 @@ The numbers of fields and types are those of onnx.proto (onnx 1.23).
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
+from app.checkpoints.budget import Budget
+from app.checkpoints.protobuf import fields, messages
 from app.types import Array, Arrays
 
 FLOAT, INT, STRING, GRAPH, INTS = 1, 2, 3, 5, 7  # AttributeProto.AttributeType
@@ -27,9 +29,9 @@ Attribute = float | str | bytes | Sequence[int]  # bytes are a GraphProto
 
 def node(operator: str, inputs: Sequence[str], *outputs: str, **attributes: Attribute) -> bytes:
     """A NodeProto; whole numbers become attributes of type INT, others of type FLOAT."""
-    fields = [*(text(1, name) for name in inputs), *(text(2, name) for name in outputs), text(4, operator)]
-    fields += [message(5, text(1, name) + _attribute(value)) for name, value in attributes.items()]
-    return b"".join(fields)
+    parts = [*(text(1, name) for name in inputs), *(text(2, name) for name in outputs), text(4, operator)]
+    parts += [message(5, text(1, name) + _attribute(value)) for name, value in attributes.items()]
+    return b"".join(parts)
 
 
 def _attribute(value: Attribute) -> bytes:
@@ -51,26 +53,26 @@ def extension(nodes: Sequence[bytes], weights: Arrays, outputs: Sequence[str]) -
     The outputs are float32 of two dimensions. Protobuf merges messages that follow one another: it joins
     their lists. The weights hold no numbers; they are bound by their names.
     """
-    fields = [message(1, node) for node in nodes]
+    parts = [message(1, node) for node in nodes]
     for name, array in weights.items():
         location = text(1, "location") + text(2, BOUND)
         tensor = [number(1, side) for side in array.shape]
         tensor += [number(2, ELEMENT_TYPES[array.dtype]), text(8, name)]
         tensor += [message(13, location), number(14, EXTERNAL)]
-        fields.append(message(5, b"".join(tensor)))
-    fields += [message(12, value_info(name, np.float32, ("", ""))) for name in outputs]
-    return message(7, b"".join(fields))
+        parts.append(message(5, b"".join(tensor)))
+    parts += [message(12, value_info(name, np.float32, ("", ""))) for name in outputs]
+    return message(7, b"".join(parts))
 
 
 def tensor(name: str, array: Array) -> bytes:
     """A TensorProto that holds its numbers, or its texts."""
     texts = array.dtype.kind == "U"
     kind = ELEMENT_TYPES[np.dtype(np.str_) if texts else array.dtype]
-    fields = [*(number(1, side) for side in array.shape), number(2, kind), text(8, name)]
+    parts = [*(number(1, side) for side in array.shape), number(2, kind), text(8, name)]
     if texts:
-        return b"".join([*fields, *(text(6, each) for each in array.ravel().tolist())])
+        return b"".join([*parts, *(text(6, each) for each in array.ravel().tolist())])
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return b"".join([*fields, message(9, little.tobytes())])
+    return b"".join([*parts, message(9, little.tobytes())])
 
 
 def value_info(name: str, dtype: type[np.generic], sides: Sequence[int | str]) -> bytes:
@@ -118,26 +120,9 @@ def _varint(value: int) -> bytes:
 # --- reading -----------------------------------------------------------------------------------------------
 
 
-def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the number and the content of each field of a message that is known to be whole."""
-    position = 0
-    while position < len(data):
-        key, position = _read_varint(data, position)
-        match key & 7:
-            case 0:
-                value, position = _read_varint(data, position)
-                yield key >> 3, value
-            case wire:
-                length = {1: 8, 5: 4}.get(wire)
-                if length is None:
-                    length, position = _read_varint(data, position)
-                yield key >> 3, data[position : position + length]
-                position += length
-
-
 def all_bytes(data: bytes, field: int) -> list[bytes]:
     """Return the contents of every field with a number, which are bytes."""
-    return [value for found, value in fields(data) if found == field and isinstance(value, bytes)]
+    return [bytes(content) for content in messages(memoryview(data), field, Budget.of(len(data)))]
 
 
 def tensor_name(tensor: bytes) -> str:
@@ -147,15 +132,4 @@ def tensor_name(tensor: bytes) -> str:
 
 def is_external(tensor: bytes) -> bool:
     """Tell whether the numbers of a TensorProto are elsewhere."""
-    return (14, EXTERNAL) in fields(tensor)
-
-
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position += 1
-        if byte < 0x80:
-            return value, position
-        shift += 7
+    return (14, EXTERNAL) in fields(memoryview(tensor), Budget.of(len(tensor)))
