@@ -1,10 +1,12 @@
-"""A machine as a member of the cluster: its Ray node, and the links for its front."""
+"""A machine as a member of the cluster: its Ray node, the connection to it, and the links for its front."""
 
 import argparse
 import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from app.catalog import Catalog
@@ -25,17 +27,23 @@ def member(options: argparse.Namespace, read: Callable[[], Catalog]) -> Iterator
     folder.take_token(options.token_file)
     folder.set_environment(options.node)
     with running_node(folder, options.node, options.join, options.node_port) as address:
-        from app.cluster import ray_serve  # Ray reads the environment when it is imported
-        from app.cluster.front import Links
+        with connected(address, options.node) as cluster:
+            from app.cluster.front import Links
 
-        ray_serve.connect(address, options.node)
-        try:
             if not options.join:
-                ray_serve.apply(read())
-            links = Links(lambda: os.kill(os.getpid(), signal.SIGHUP))  # as for another settings file
-            try:
+                cluster.apply(read())
+            reload = partial(os.kill, os.getpid(), signal.SIGHUP)  # as for another settings file
+            with contextlib.closing(Links(reload)) as links:
                 yield links
-            finally:
-                links.close()
-        finally:
-            ray_serve.disconnect()
+
+
+@contextlib.contextmanager
+def connected(address: str, node: str) -> Iterator[ModuleType]:
+    """Connect to the cluster at `address` from the machine `node`, and yield the module `ray_serve`."""
+    from app.cluster import ray_serve  # Ray reads the environment when it is imported
+
+    ray_serve.connect(address, node)
+    try:
+        yield ray_serve
+    finally:
+        ray_serve.disconnect()

@@ -3,20 +3,15 @@
 import argparse
 import json
 
+from app.cluster.member import connected
 from app.cluster.node import NodeFolder
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the state of the cluster, as text or as one JSON object."""
     folder = NodeFolder(options.folder)
-    address = folder.find()
-    from app.cluster import ray_serve  # Ray reads the environment when it is imported
-
-    ray_serve.connect(address, folder.node)
-    try:
-        found = ray_serve.status()
-    finally:
-        ray_serve.disconnect()
+    with connected(folder.find(), folder.node) as cluster:
+        found = cluster.status()
     if options.json:
         print(json.dumps(found))
         return 0
