@@ -64,10 +64,6 @@ def _parser(program: str) -> argparse.ArgumentParser:
         metavar="FILE-or-LINK",
         help="a checkpoint, in place of the settings file; an export needs no settings",
     )
-    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all addresses (default: %(default)s)")
-    serve.add_argument(
-        "--port", type=_port, default=os.environ.get("PORT", "8080"), help="default: $PORT or 8080"
-    )
 
     now = commands.add_parser("now", help="put it online with Vercel")
     now.add_argument("--prod", action="store_true", help="deploy to the link that everybody can open")
@@ -108,6 +104,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
     export.add_argument("--half", action="store_true", help="keep the weights as float16: half the size")
 
     cluster = _add_cluster(commands)
+    for command in (serve, cluster[0]):
+        command.add_argument(
+            "--host", default="127.0.0.1", help="0.0.0.0 for all addresses (default: %(default)s)"
+        )
+        command.add_argument(
+            "--port", type=_port, default=os.environ.get("PORT", "8080"), help="default: $PORT or 8080"
+        )
     for command in (serve, now, predict, check, fetch, export, *cluster):
         command.add_argument(
             "--settings",
@@ -137,10 +140,6 @@ def _add_cluster(commands: Any) -> list[argparse.ArgumentParser]:
         "--node", default="127.0.0.1", metavar="ADDRESS", help="this machine's, by which the others reach it"
     )
     cluster.add_argument("--node-port", type=_port, default=6379, help="of the head (default: %(default)s)")
-    cluster.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 for all addresses (default: %(default)s)"
-    )
-    cluster.add_argument("--port", type=_port, default=os.environ.get("PORT", "8080"))
     cluster.add_argument(
         "--token-file",
         type=Path,
