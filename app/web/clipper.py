@@ -88,7 +88,8 @@ async def _photo(text: str) -> bytes:
 
 
 def _output(answer: Answer) -> Output:
-    prediction = answer.prediction
-    default = isinstance(prediction, DefaultPrediction)
-    why = prediction.default_explanation if isinstance(prediction, DefaultPrediction) else UNSET
-    return Output(next(QUERY_IDS), prediction.result, default, why)
+    match answer.prediction:
+        case DefaultPrediction(result=result, default_explanation=why):
+            return Output(next(QUERY_IDS), result, True, why)
+        case prediction:
+            return Output(next(QUERY_IDS), prediction.result, False)
