@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.browser import choose, in_state
+from tests.browser import CHROMIUM, choose, chromium, in_state
 from tests.conftest import IMAGES, SECONDS, bears_environment, run_app
 from tests.exporting.programs import NODE_MODULES
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium")
+pytest.importorskip("playwright.sync_api")
 
 pytestmark = [
     pytest.mark.slow,
@@ -82,10 +81,8 @@ def host(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture
