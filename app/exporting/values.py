@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from app.graphs.protobuf import ELEMENT_TYPES, Attribute, message, node, text, value_info
+from app.graphs.protobuf import ELEMENT_TYPES, Attribute, message, node, number, text, value_info
 from app.types import Array
 
 Number = float | int | Array
@@ -104,7 +104,7 @@ def _graph(name: str, nodes: Sequence[bytes], inputs: Sequence[bytes], outputs: 
 
 def _unshaped(value: "Value") -> bytes:
     """The ValueInfoProto of an output with as many sides as it turns out to have."""
-    kind = bytes([8, ELEMENT_TYPES[value.dtype]])
+    kind = number(1, ELEMENT_TYPES[value.dtype])
     return text(1, value.name) + message(2, message(1, kind))
 
 
