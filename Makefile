@@ -23,7 +23,7 @@ now: .venv/serve ## put it online with Vercel; ARGS=--prod deploys to the public
 image: ## build the image; DOCKER=podman takes another builder, ARGS=--build-arg=BAKE_MODEL=1 puts the checkpoint into it
 	$(DOCKER) build -t fastai-now $(ARGS) .
 
-test: .venv/dev tests/node_modules ## install everything (3 GB) and run the tests
+test: .venv/dev tests/node_modules ## install everything (3.5 GB) and run the tests
 	$(PYTEST) -m "not exhaustive" $(COVERAGE)
 
 test-all: .venv/dev tests/node_modules ## the same, with the tests that CI alone runs
